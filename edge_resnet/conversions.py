@@ -1,0 +1,236 @@
+"""ROS messages <-> arrays and dataclasses. Nothing in a message is believed before it was checked.
+
+Images are read and written as CDR bytes (raw subscriptions, raw publishing): at 640x480 the Python conversion of a
+message's data array costs more than everything else that happens to a frame between camera and model.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from edge_resnet.exceptions import ImageError, ResultError
+from edge_resnet.pipeline.postprocessing import Score
+
+MAX_IMAGE_BYTES = 50_000_000
+MAX_SIDE = 16_384
+os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(MAX_IMAGE_BYTES // 3))  # a compressed image may not unpack to more
+
+# sensor_msgs/image_encodings: (bytes per pixel, channels, bytes per channel); nv12 and nv21 have 1.5 rows of bytes a row of pixels.
+ENCODINGS = {
+    'rgb8': (3, 3, 1), 'bgr8': (3, 3, 1), 'rgba8': (4, 4, 1), 'bgra8': (4, 4, 1), 'mono8': (1, 1, 1), 'mono16': (2, 1, 2),
+    'yuv422': (2, 2, 1), 'uyvy': (2, 2, 1), 'yuv422_yuy2': (2, 2, 1), 'yuyv': (2, 2, 1), 'nv12': (1, 1, 1), 'nv21': (1, 1, 1),
+    'bayer_rggb8': (1, 1, 1), 'bayer_bggr8': (1, 1, 1), 'bayer_gbrg8': (1, 1, 1), 'bayer_grbg8': (1, 1, 1),
+    'bayer_rggb16': (2, 1, 2), 'bayer_bggr16': (2, 1, 2), 'bayer_gbrg16': (2, 1, 2), 'bayer_grbg16': (2, 1, 2),
+    'rgb16': (6, 3, 2), 'bgr16': (6, 3, 2), 'rgba16': (8, 4, 2), 'bgra16': (8, 4, 2),
+}
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """builtin_interfaces/Time."""
+
+    sec: int = 0
+    nanosec: int = 0
+
+    @classmethod
+    def from_ns(cls, ns: int) -> Stamp:
+        return cls(*divmod(ns, 1_000_000_000))
+
+
+@dataclass(frozen=True)
+class Header:
+    """std_msgs/Header."""
+
+    stamp: Stamp = Stamp()
+    frame_id: str = ''
+
+
+class ImageLike(Protocol):
+    """sensor_msgs/Image, or the ``ImageView`` of its bytes."""
+
+    header: Any
+    height: int
+    width: int
+    encoding: str
+    is_bigendian: int
+    step: int
+    data: Any
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """A sensor_msgs/Image whose ``data`` is still where it was received, not copied."""
+
+    header: Header
+    height: int
+    width: int
+    encoding: str
+    is_bigendian: int
+    step: int
+    data: memoryview
+
+
+def stamp_ns(header: Any) -> int:
+    """A header's stamp in nanoseconds."""
+    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+
+
+class _Cdr:
+    """Reads plain CDR (the serialization of every ROS 2 middleware) with its alignment and either byte order."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = memoryview(data), 4
+        if len(data) < 4 or data[0] != 0 or data[1] > 1:
+            raise ImageError(f'message starts with {bytes(data[:4]).hex()}, expected a plain CDR header')
+        self._order = '<' if data[1] else '>'
+
+    def number(self, code: str) -> int:
+        size = struct.calcsize(code)
+        self._at += -(self._at - 4) % size
+        value = struct.unpack_from(self._order + code, self._data, self._at)[0]
+        self._at += size
+        return value
+
+    def octets(self) -> memoryview:
+        count = self.number('I')
+        if self._at + count > len(self._data):
+            raise ImageError(f'message is cut off: {count} bytes announced, {len(self._data) - self._at} left')
+        self._at += count
+        return self._data[self._at - count:self._at]
+
+    def text(self) -> str:
+        return bytes(self.octets()).rstrip(b'\0').decode('utf-8', 'replace')
+
+    def header(self) -> Header:
+        return Header(Stamp(self.number('i'), self.number('I')), self.text())
+
+
+def read_image(data: bytes) -> ImageView:
+    """The sensor_msgs/Image in the CDR bytes of a raw subscription; ImageError when they don't hold one."""
+    try:
+        cdr = _Cdr(data)
+        return ImageView(cdr.header(), cdr.number('I'), cdr.number('I'), cdr.text(), cdr.number('B'), cdr.number('I'), cdr.octets())
+    except struct.error as error:
+        raise ImageError(f'message is cut off: {len(data)} bytes') from error
+
+
+def write_image(header: Any, image: np.ndarray, encoding: str) -> bytes:
+    """CDR bytes of a sensor_msgs/Image for ``image``, (H, W, C) or (H, W) uint8, to hand to ``Publisher.publish``."""
+    height, width = image.shape[:2]
+    head = b'\0\1\0\0' + struct.pack('<iI', header.stamp.sec, header.stamp.nanosec)
+    head = _aligned(head + _text(header.frame_id)) + struct.pack('<II', height, width)
+    head = _aligned(head + _text(encoding) + b'\0') + struct.pack('<II', image.size // height, image.size)
+    return b''.join((head, np.ascontiguousarray(image).data))
+
+
+def _text(text: str) -> bytes:
+    octets = text.encode() + b'\0'
+    return struct.pack('<I', len(octets)) + octets
+
+
+def _aligned(data: bytes) -> bytes:
+    return data + b'\0' * (-len(data) % 4)
+
+
+def check_image(image: ImageLike) -> None:
+    """ImageError names the first field of ``image`` that can't be right."""
+    if image.encoding not in ENCODINGS:
+        raise ImageError(f'image encoding is {image.encoding[:40]!r}, expected one of {", ".join(ENCODINGS)}')
+    for name, value in (('width', image.width), ('height', image.height)):
+        if not 1 <= value <= MAX_SIDE:
+            raise ImageError(f'image {name} is {value}, expected 1 to {MAX_SIDE}')
+    if image.is_bigendian not in (0, 1):
+        raise ImageError(f'image is_bigendian is {image.is_bigendian}, expected 0 or 1')
+    if image.encoding.startswith('nv') and (image.width % 2 or image.height % 2):
+        raise ImageError(f'{image.encoding} image is {image.width}x{image.height}, expected even numbers')
+    if ENCODINGS[image.encoding][1] == 2 and image.width % 2:
+        raise ImageError(f'{image.encoding} image width is {image.width}, expected an even number')
+    least = image.width * ENCODINGS[image.encoding][0]
+    if image.step < least:
+        raise ImageError(f'image step is {image.step}, expected at least {least} for {image.width} px of {image.encoding}')
+    size = image.step * _rows(image)
+    if size > MAX_IMAGE_BYTES:
+        raise ImageError(f'image has {size} bytes, expected at most {MAX_IMAGE_BYTES}')
+    if len(image.data) != size:
+        raise ImageError(f'image data has {len(image.data)} bytes, expected {size} ({image.step} a row, {_rows(image)} rows)')
+
+
+def _rows(image: ImageLike) -> int:
+    return image.height * 3 // 2 if image.encoding.startswith('nv') else image.height
+
+
+def image_array(image: ImageLike) -> tuple[np.ndarray, str]:
+    """(array, 'rgb' or 'bgr'): the image as (H, W, 3) uint8, a view where the encoding allows.
+
+    Colour order is left as it comes, since it is cheaper to change once the image is small. ImageError as ``check_image``.
+    """
+    check_image(image)
+    pixel_bytes, channels, depth = ENCODINGS[image.encoding]
+    rows = np.frombuffer(image.data, np.uint8).reshape(_rows(image), image.step)[:, :image.width * pixel_bytes]
+    if image.encoding in ('rgb8', 'bgr8'):
+        return rows.reshape(image.height, image.width, 3) if rows.flags.c_contiguous else _split(rows, 3), image.encoding[:3]
+    import cv2
+
+    if image.encoding.startswith('nv'):
+        code = cv2.COLOR_YUV2RGB_NV12 if image.encoding == 'nv12' else cv2.COLOR_YUV2RGB_NV21
+        return cv2.cvtColor(np.ascontiguousarray(rows), code), 'rgb'
+    if channels == 2:
+        code = cv2.COLOR_YUV2RGB_UYVY if image.encoding in ('yuv422', 'uyvy') else cv2.COLOR_YUV2RGB_YUY2
+        return cv2.cvtColor(_split(rows, 2), code), 'rgb'
+    if depth == 2:  # the high byte of each sample is the 8-bit value
+        first = 0 if image.is_bigendian else 1
+        return _through_cv_bridge(np.ascontiguousarray(rows[:, first::2]), image, image.encoding.replace('16', '8')), 'rgb'
+    return _through_cv_bridge(rows, image, image.encoding), 'rgb'
+
+
+def _split(rows: np.ndarray, channels: int) -> np.ndarray:
+    """(H, W * channels) -> (H, W, channels) for padded rows too, without a copy."""
+    return np.lib.stride_tricks.as_strided(rows, (rows.shape[0], rows.shape[1] // channels, channels), (rows.strides[0], channels, 1))
+
+
+def _through_cv_bridge(rows: np.ndarray, image: ImageLike, encoding: str) -> np.ndarray:
+    import sensor_msgs.msg
+    from cv_bridge import CvBridge, CvBridgeError
+
+    message = sensor_msgs.msg.Image(height=image.height, width=image.width, encoding=encoding, step=rows.shape[1])
+    message.data = array('B', rows.tobytes())
+    try:
+        return CvBridge().imgmsg_to_cv2(message, 'rgb8')
+    except (CvBridgeError, TypeError, ValueError) as error:
+        raise ImageError(f'cv_bridge can\'t convert {encoding}: {error}') from error
+
+
+def compressed_array(data: Any) -> tuple[np.ndarray, str]:
+    """(array, 'bgr') of a sensor_msgs/CompressedImage's ``data`` (JPEG, PNG, ...); ImageError when it can't be decoded."""
+    import cv2
+
+    if not 0 < len(data) <= MAX_IMAGE_BYTES:
+        raise ImageError(f'compressed image has {len(data)} bytes, expected 1 to {MAX_IMAGE_BYTES}')
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise ImageError(f'compressed image of {len(data)} bytes: {str(error).strip().splitlines()[-1]}') from error
+    if image is None:
+        raise ImageError(f'compressed image of {len(data)} bytes can\'t be decoded, it starts with {bytes(data[:4]).hex()}')
+    return image, 'bgr'
+
+
+def classification_message(header: Any, results: Sequence[Score]) -> Any:
+    """vision_msgs/Classification with ``header`` as it is, best score first; ``class_id`` is the label text."""
+    from vision_msgs.msg import Classification, ObjectHypothesis
+
+    return Classification(header=header, results=[ObjectHypothesis(class_id=entry.label, score=entry.score) for entry in results])
+
+
+def read_classification(message: Any) -> list[Score]:
+    """The results of a vision_msgs/Classification. Scores are not judged here, the decision gate does that."""
+    if len(message.results) > 10_000:
+        raise ResultError(f'classification has {len(message.results)} results, expected at most 10000')
+    return [Score(entry.class_id, entry.score) for entry in message.results]

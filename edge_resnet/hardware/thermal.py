@@ -1,0 +1,145 @@
+"""Temperature, clock, throttling, load and memory of a Linux board. What can't be read is None, never 'fine'."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+# get_throttled, Raspberry Pi documentation: bits 0-3 are now, bits 16-19 the same since boot.
+THROTTLE_BITS = {'under_voltage': 0, 'frequency_capped': 1, 'throttled': 2, 'soft_temperature_limit': 3}
+CPU_ZONES = ('cpu-thermal', 'cpu_thermal', 'x86_pkg_temp', 'soc_thermal', 'cpu0-thermal')
+VCGENCMD_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True)
+class ThermalReading:
+    """One look at the board; ``throttle_bits`` as in ``get_throttled``, ``since_boot_known`` if bits 16-19 mean that."""
+
+    temperature_c: float | None = None
+    clock_mhz: float | None = None
+    throttle_bits: int | None = None
+    since_boot_known: bool = False
+    load_1min: float | None = None
+    memory_available_mb: float | None = None
+    memory_total_mb: float | None = None
+
+    def flag(self, name: str) -> bool | None:
+        """Whether ``name`` of ``THROTTLE_BITS`` is the case now; None when unknown."""
+        return None if self.throttle_bits is None else bool(self.throttle_bits >> THROTTLE_BITS[name] & 1)
+
+    def flag_since_boot(self, name: str) -> bool | None:
+        known = self.throttle_bits is not None and self.since_boot_known
+        return bool(self.throttle_bits >> (THROTTLE_BITS[name] + 16) & 1) if known and self.throttle_bits is not None else None
+
+
+def _vcgencmd() -> str | None:
+    """The answer of ``vcgencmd get_throttled``, e.g. 'throttled=0x50000'; None without the tool or the video group."""
+    tool = shutil.which('vcgencmd')
+    if tool is None:
+        return None
+    try:
+        return subprocess.run([tool, 'get_throttled'], capture_output=True, text=True, timeout=VCGENCMD_TIMEOUT_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class ThermalReader:
+    """Reads sysfs and procfs below ``root``. ``vcgencmd`` is asked only when sysfs has no get_throttled, and only on the
+    real root; sysfs is free, but clears the since-boot bits when read, so they count only from ``vcgencmd``."""
+
+    def __init__(self, root: Path = Path('/'), vcgencmd: Callable[[], str | None] | None = None) -> None:
+        self._root = root
+        self._vcgencmd = vcgencmd or (_vcgencmd if root == Path('/') else lambda: None)
+        self._zone = self._find_zone()
+
+    def read(self) -> ThermalReading:
+        millidegrees = None if self._zone is None else self._number(self._zone / 'temp')
+        kilohertz = self._number(self._root / 'sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq')
+        bits, since_boot = self._throttled()
+        load = self._text(self._root / 'proc/loadavg').split()
+        memory = dict(line.split(':', 1) for line in self._text(self._root / 'proc/meminfo').splitlines() if ':' in line)
+        temperature = None if millidegrees is None else millidegrees / 1000
+        return ThermalReading(
+            temperature if temperature is not None and -60 <= temperature <= 200 else None,
+            kilohertz / 1000 if kilohertz is not None and kilohertz > 0 else None,
+            bits, since_boot, _number(load[0]) if load else None, _megabytes(memory.get('MemAvailable')), _megabytes(memory.get('MemTotal')))
+
+    def _find_zone(self) -> Path | None:
+        zones = sorted((self._root / 'sys/class/thermal').glob('thermal_zone*'))
+        kinds = {self._text(zone / 'type').strip(): zone for zone in reversed(zones)}
+        return next((kinds[kind] for kind in CPU_ZONES if kind in kinds), zones[0] if zones else None)
+
+    def _throttled(self) -> tuple[int | None, bool]:
+        text, since_boot = self._text(self._root / 'sys/devices/platform/soc/soc:firmware/get_throttled'), False
+        if not text:
+            text, since_boot = (self._vcgencmd() or '').partition('=')[2], True
+        try:
+            bits = int(text.strip(), 16)
+        except ValueError:
+            return None, False
+        return (bits, since_boot) if 0 <= bits < 1 << 32 else (None, False)
+
+    def _text(self, path: Path) -> str:
+        try:
+            return path.read_text(errors='replace')
+        except OSError:
+            return ''
+
+    def _number(self, path: Path) -> float | None:
+        return _number(self._text(path).strip())
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _megabytes(text: str | None) -> float | None:
+    kilobytes = _number(text.replace('kB', '').strip()) if text else None
+    return None if kilobytes is None else kilobytes / 1024
+
+
+class TransitionLog:
+    """Names the throttle flags that changed since the last reading; unknown is no change."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, bool] = {}
+
+    def update(self, reading: ThermalReading) -> list[tuple[str, bool]]:
+        """(flag, whether it came on) of each change; a flag that is set at the first reading counts as come on."""
+        changes = []
+        for name in THROTTLE_BITS:
+            now = reading.flag(name)
+            if now is not None and now != self._last.get(name, False):
+                changes.append((name, now))
+            if now is not None:
+                self._last[name] = now
+        return changes
+
+
+class FakeBoard:
+    """A sysfs and procfs tree in a folder, for tests and demonstrations: ``ThermalReader(root)`` reads it."""
+
+    def __init__(self, root: Path, temperature_c: float = 50.0, clock_mhz: float = 1500.0, throttle_bits: int = 0) -> None:
+        self.root = root
+        self._write('sys/class/thermal/thermal_zone0/type', 'cpu-thermal')
+        self._write('proc/loadavg', '0.50 0.40 0.30 1/200 4242')
+        self._write('proc/meminfo', 'MemTotal:        3884304 kB\nMemAvailable:    3000000 kB')
+        self.set(temperature_c, clock_mhz, throttle_bits)
+
+    def set(self, temperature_c: float, clock_mhz: float = 1500.0, throttle_bits: int = 0) -> None:
+        self._write('sys/class/thermal/thermal_zone0/temp', str(round(temperature_c * 1000)))
+        self._write('sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq', str(round(clock_mhz * 1000)))
+        self._write('sys/devices/platform/soc/soc:firmware/get_throttled', f'{throttle_bits:x}')
+
+    def _write(self, name: str, text: str) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + '\n')
