@@ -1,0 +1,153 @@
+"""Switches the actuator on what the classification says; any doubt is OFF."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool
+from vision_msgs.msg import Classification
+
+from edge_resnet.conversions import read_classification, stamp_ns
+from edge_resnet.exceptions import BackendError
+from edge_resnet.hardware.actuators import BACKENDS, MAX_GPIO_PIN, Actuator, open_actuator
+from edge_resnet.nodes.base import BEST_EFFORT_QOS, ERROR, LATCHED_QOS, OK, WARN, FrameInput, Health, ManagedNode
+from edge_resnet.nodes.parameters import param
+from edge_resnet.nodes.runner import run
+from edge_resnet.pipeline.decision import Decision, DecisionConfig, DecisionGate
+from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED
+
+WATCHDOG_PERIOD_S = 0.02
+
+
+@dataclass(frozen=True)
+class ActuatorParameters:
+    autostart: bool = param(True, 'configure and activate without a lifecycle manager')
+    target_class: str = param('red', 'label that switches the actuator on')
+    on_threshold: float = param(0.7, 'score from which on it is on', low=0.0, high=1.0, read_only=True)
+    off_threshold: float = param(0.5, 'score below which it is off', low=0.0, high=1.0, read_only=True)
+    debounce_frames: int = param(2, 'results in a row at or above on_threshold before it goes on', low=1, high=1000, read_only=True)
+    refractory_s: float = param(0.5, 'shortest time off between two times on, s', low=0.0, high=3600.0, read_only=True)
+    max_result_age_s: float = param(1.0, 'a frame captured longer ago than this switches it off, s', low=0.01, high=60.0, read_only=True)
+    max_on_s: float = param(60.0, 'longest time on; then off until the target was gone once, s', low=0.01, high=86400.0, read_only=True)
+    require_arm: bool = param(False, 'start disarmed: off until actuator/arm is called', read_only=True)
+    backend: str = param('simulated', 'what is switched: a file or a GPIO pin', choices=BACKENDS, read_only=True)
+    gpio_pin: int = param(17, 'BCM number of the pin', low=0, high=MAX_GPIO_PIN, read_only=True)
+    gpio_active_high: bool = param(True, 'on is a high level', read_only=True)
+    state_file: str = param('', 'file of the simulated actuator, 1 or 0; empty: one per user and node in the temporary folder', read_only=True)
+
+    def decision_config(self) -> DecisionConfig:
+        names = {entry.name for entry in fields(DecisionConfig)}
+        return DecisionConfig(**{name: value for name, value in asdict(self).items() if name in names})
+
+
+def default_state_file(node_name: str) -> Path:
+    """Where the simulated actuator of ``node_name`` keeps its state."""
+    return Path(tempfile.gettempdir()) / f'edge_resnet_{os.getuid()}' / (node_name.strip('/').replace('/', '_') + '.state')
+
+
+class ActuatorNode(ManagedNode[ActuatorParameters]):
+    """The gate decides; this hands it results and time, and writes its decision out. Time is the steady clock, except a
+    result's age, which is the ROS clock's now minus the frame's stamp."""
+
+    Parameters = ActuatorParameters
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__('actuator', **options)
+        self._lock = threading.Lock()  # make_safe may come from another thread than the callbacks
+        self._actuator: Actuator | None = None
+        self._gate = DecisionGate(DecisionConfig(), time.monotonic)
+        self._input: FrameInput | None = None
+        self._stop_input: Any = None
+        self._on: bool | None = None
+        self._state = self.create_publisher(Bool, 'actuator/state', LATCHED_QOS)
+        self._watchdog = self.create_timer(WATCHDOG_PERIOD_S, self.guarded(self._tick), clock=self._steady, autostart=False)
+        self.create_service(SetBool, 'actuator/arm', self._arm)
+
+    def configure(self) -> None:
+        p = self.parameters
+        self._gate = DecisionGate(p.decision_config(), time.monotonic)
+        state_file = Path(p.state_file) if p.state_file else default_state_file(self.get_fully_qualified_name())
+        self._actuator = open_actuator(p.backend, gpio_pin=p.gpio_pin, state_file=state_file, active_high=p.gpio_active_high)
+        self._on = None
+        self._command(Decision(False, 'start'))
+
+    def activate(self) -> None:
+        self._gate.reset()
+        self._stop_input = self.create_subscription(Bool, 'emergency_stop', self.guarded(self._emergency_stop), BEST_EFFORT_QOS)
+        self._input = FrameInput(self, Classification, 'classification', self._on_classification, raw=False)
+
+    def deactivate(self) -> None:
+        self._watchdog.cancel()
+        if self._input is not None:
+            self._input.close()
+            self._input = None
+        if self._stop_input is not None:
+            self.destroy_subscription(self._stop_input)
+            self._stop_input = None
+        self._gate.reset()
+        if self._actuator is not None:
+            self._command(Decision(False, 'deactivated'))
+
+    def cleanup(self) -> None:
+        with self._lock:
+            actuator, self._actuator = self._actuator, None
+            if actuator is not None:
+                actuator.close()
+
+    def _on_classification(self, message: Classification) -> None:
+        age_s = (self.now_ns() - stamp_ns(message.header)) / 1e9
+        self._command(self._gate.observe(read_classification(message), age_s))
+        self.stage(ACTUATOR_COMMANDED, message.header, self.now_ns())
+
+    def _tick(self) -> None:
+        self._command(self._gate.tick())
+
+    def _emergency_stop(self, message: Bool) -> None:
+        if message.data:
+            self.get_logger().warning('emergency stop: off until re-armed')
+            self._command(self._gate.emergency_stop())
+
+    def _arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        decision = self._gate.arm(request.data)
+        self.guarded(self._command)(decision)
+        response.success, response.message = True, decision.reason
+        return response
+
+    def _command(self, decision: Decision) -> None:
+        """Bring ``decision`` out. The pin is written every time, the log and the topic only tell of changes."""
+        with self._lock:
+            if self._actuator is None:
+                raise BackendError('actuator is not configured')
+            self._actuator.write(decision.on)
+        if decision.on == self._on:
+            return
+        if self._on is not None:
+            self.get_logger().info(f'actuator {"ON" if decision.on else "OFF"}: {decision.reason}')
+            self.counts['switched'] += 1
+        self._on = decision.on
+        if self.active or not decision.on:
+            self._watchdog.reset() if decision.on else self._watchdog.cancel()
+        self._state.publish(Bool(data=decision.on))
+
+    def diagnose(self, health: Health) -> None:
+        if self._gate.stopped:
+            health.report(ERROR, 'emergency stop, off until re-armed')
+        elif not self._gate.armed:
+            health.report(WARN, 'not armed')
+        else:
+            health.report(OK, f'{"on" if self._on else "off"}: {self._gate.decision.reason}')
+        if self._input is not None:
+            self._input.diagnose(health)
+        health.values.update({'On': int(bool(self._on)), 'Armed': int(self._gate.armed), 'Switched': self.counts['switched']})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run([ActuatorNode], argv)

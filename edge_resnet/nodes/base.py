@@ -1,0 +1,285 @@
+"""What every node has in common: parameters, lifecycle, guarded callbacks, frame input, stage times, diagnostics."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import TimeReference
+
+from edge_resnet.conversions import Stamp
+from edge_resnet.exceptions import EdgeResnetError
+from edge_resnet.nodes.parameters import NodeParameters
+
+P = TypeVar('P')
+
+OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
+DIAGNOSTICS_PERIOD_S = 1.0
+LOG_PERIOD_S = 5.0  # at most one line per node and kind of fault in this time
+
+# The freshest frame only. Reliable, so that frames also get through Fast DDS's defaults, and so that a publisher reaches
+# reliable and best-effort subscribers alike; with a history of one nothing is ever queued behind a slow reader.
+FRAME_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE)
+BEST_EFFORT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+RECORD_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=100, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE,
+                         durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+@dataclass
+class Health:
+    """A node's diagnostic: its worst level so far, a message for it, numeric values with the unit in the key."""
+
+    level: bytes = OK
+    messages: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def report(self, level: bytes, message: str) -> None:
+        self.level = max(self.level, level)
+        self.messages.append(message)
+
+
+class ManagedNode(LifecycleNode, Generic[P]):
+    """A lifecycle node on parameters of dataclass ``Parameters``.
+
+    Subclasses fill in ``configure``, ``activate``, ``deactivate``, ``cleanup`` and ``diagnose``; an EdgeResnetError in
+    the first two refuses the transition with one logged line. ``deactivate`` and ``cleanup`` must be safe at any time.
+    """
+
+    Parameters: type
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(name, **options)
+        self.counts: Counter[str] = Counter()
+        self._logged_at: dict[str, float] = {}
+        self._configured = self.active = False
+        self.failure = ''  # why the last transition was refused
+        self._declared: NodeParameters[P] = NodeParameters(self, self.Parameters)
+        for unknown in self._declared.unknown:
+            self.get_logger().warning(f'unknown parameter {unknown}: ignored')
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._stage_times = self.create_publisher(TimeReference, 'stage_times', RECORD_QOS, qos_overriding_options=_overridable())
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', RECORD_QOS)
+        self._rates: dict[str, tuple[int, float]] = {}
+        self.create_timer(DIAGNOSTICS_PERIOD_S, self.guarded(self._publish_diagnostics), clock=self._steady)
+
+    @property
+    def parameters(self) -> P:
+        return self._declared.values
+
+    def is_configured(self) -> bool:
+        return self._configured
+
+    # What a node does. ------------------------------------------------------------------------------------------------
+
+    def configure(self) -> None: ...
+
+    def activate(self) -> None: ...
+
+    def deactivate(self) -> None: ...
+
+    def cleanup(self) -> None: ...
+
+    def diagnose(self, health: Health) -> None: ...
+
+    # Lifecycle. -------------------------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        done = self._transition('configure', self.configure)
+        self._configured = done == TransitionCallbackReturn.SUCCESS
+        if not self._configured:
+            self.cleanup()
+        return done
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        done = self._transition('activate', self.activate)
+        self.active = done == TransitionCallbackReturn.SUCCESS
+        if not self.active:
+            self.deactivate()
+            return done
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.active = False
+        self.deactivate()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.make_safe()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.make_safe()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.make_safe()
+        return TransitionCallbackReturn.SUCCESS  # back to unconfigured, from where it can be tried again
+
+    def make_safe(self) -> None:
+        """Stop everything and release it, whatever state the node is in; called at exit too."""
+        self.active = self._configured = False
+        try:
+            self.deactivate()
+        finally:
+            self.cleanup()
+
+    def _transition(self, name: str, action: Callable[[], None]) -> TransitionCallbackReturn:
+        try:
+            action()
+        except EdgeResnetError as error:
+            self.failure = str(error)
+            self.get_logger().error(f'can\'t {name}: {error}')
+            return TransitionCallbackReturn.FAILURE
+        except Exception as error:
+            self.failure = f'{type(error).__name__}: {error}'
+            self.get_logger().error(f'can\'t {name}: {self.failure}')
+            return TransitionCallbackReturn.ERROR
+        self.failure = ''
+        return TransitionCallbackReturn.SUCCESS
+
+    # Callbacks. -------------------------------------------------------------------------------------------------------
+
+    def guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """``callback`` for a timer, service or subscription with what it raises counted and logged, so that spinning goes on."""
+
+        def call(*args: Any) -> None:
+            try:
+                callback(*args)
+            except EdgeResnetError as error:
+                self.fault(type(error).__name__, str(error))
+            except Exception as error:
+                self.fault('exception', f'{type(error).__name__}: {error}')
+
+        return call
+
+    def fault(self, kind: str, text: str) -> None:
+        """Count a fault of one frame, and log it unless one of its kind was logged just now."""
+        self.counts['errors'] += 1
+        now = time.monotonic()
+        if now - self._logged_at.get(kind, -LOG_PERIOD_S) >= LOG_PERIOD_S:
+            self._logged_at[kind] = now
+            self.get_logger().error(f'{text} ({self.counts["errors"]} errors so far)')
+
+    # Time and health. -------------------------------------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        """The node's ROS clock, which ``use_sim_time`` may replace."""
+        return self.get_clock().now().nanoseconds
+
+    def stage(self, source: str, header: Any, time_ns: int) -> None:
+        """Tell that stage ``source`` finished the frame of ``header`` at ``time_ns``."""
+        record = TimeReference(source=source)
+        record.header.stamp.sec, record.header.stamp.nanosec = header.stamp.sec, header.stamp.nanosec
+        record.header.frame_id = header.frame_id
+        finished = Stamp.from_ns(time_ns)
+        record.time_ref.sec, record.time_ref.nanosec = finished.sec, finished.nanosec
+        self._stage_times.publish(record)
+
+    def rate(self, name: str) -> float:
+        """How fast ``counts[name]`` grew since this was last asked, in 1/s."""
+        now, count = time.monotonic(), self.counts[name]
+        before, then = self._rates.get(name, (0, now - DIAGNOSTICS_PERIOD_S))
+        self._rates[name] = (count, now)
+        return (count - before) / max(1e-3, now - then)
+
+    def _publish_diagnostics(self) -> None:
+        health = Health()
+        if self.failure:
+            health.report(ERROR, self.failure)
+        if self.active:
+            self.diagnose(health)
+        else:
+            health.report(OK, 'inactive' if self._configured else 'unconfigured')
+        health.values['Errors'] = self.counts['errors']
+        status = DiagnosticStatus(level=health.level, name=self.get_fully_qualified_name().lstrip('/'), hardware_id=socket.gethostname(),
+                                  message='; '.join(health.messages) or 'OK')
+        status.values = [KeyValue(key=key, value=f'{value:.6g}' if isinstance(value, float) else str(value)) for key, value in health.values.items()]
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+
+class FrameInput:
+    """A frame topic seen by its consumer: the freshest message only, and what was missed counted by cause.
+
+    ``callback`` gets the message (CDR bytes if ``raw``). Missing sequence numbers are ``superseded`` when the message
+    after the gap had arrived while the node was still busy with an earlier one, otherwise ``lost`` on the way. A
+    publisher that offers only best effort is met with best effort.
+    """
+
+    def __init__(self, node: ManagedNode, kind: type, topic: str, callback: Callable[[Any], None], *, raw: bool = True) -> None:
+        self._node, self._kind, self._topic, self._callback, self._raw = node, kind, topic, callback, raw
+        self.received = self.superseded = self.lost = self.refused = 0
+        self.qos_conflict = ''
+        self._sequence: int | None = None
+        self._done_at_ns = 0
+        self._subscription = self._subscribe(FRAME_QOS)
+
+    def _subscribe(self, qos: QoSProfile) -> Any:
+        first = 'qos' not in self.__dict__
+        self.qos = qos
+        return self._node.create_subscription(
+            self._kind, self._topic, self._on_message, qos, raw=self._raw, qos_overriding_options=_overridable() if first else None,
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._node.guarded(self._on_incompatible), use_default_callbacks=False))
+
+    def _on_incompatible(self, event: Any) -> None:
+        ends = [f'{info.node_namespace.rstrip("/")}/{info.node_name} ({info.qos_profile.reliability.name.lower()}, '
+                f'{info.qos_profile.durability.name.lower()})' for info in self._node.get_publishers_info_by_topic(self._subscription.topic_name)]
+        self.qos_conflict = (f'{self._subscription.topic_name}: {self._node.get_fully_qualified_name()} asked for '
+                             f'{self.qos.reliability.name.lower()}, published by {", ".join(ends) or "an unknown node"}')
+        if self.qos.reliability == ReliabilityPolicy.RELIABLE and self._subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE:
+            self._node.get_logger().warning(f'incompatible QoS on {self.qos_conflict}; taking it best effort')
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = self._subscribe(BEST_EFFORT_QOS)
+            self._sequence = None
+
+    def _on_message(self, message: Any, info: Any) -> None:
+        self.received += 1
+        sequence = info.get('publication_sequence_number') if isinstance(info, dict) else None
+        if sequence and self._sequence is not None and sequence > self._sequence + 1:
+            missed = sequence - self._sequence - 1
+            if info.get('received_timestamp', 0) < self._done_at_ns:
+                self.superseded += missed
+            else:
+                self.lost += missed
+        self._sequence = sequence
+        try:
+            self._callback(message)
+        except EdgeResnetError as error:
+            self.refused += 1
+            self._node.fault(f'{self._topic} {type(error).__name__}', f'{self._topic}: {error}')
+        except Exception as error:
+            self.refused += 1
+            self._node.fault(f'{self._topic} exception', f'{self._topic}: {type(error).__name__}: {error}')
+        self._done_at_ns = time.time_ns()
+
+    def diagnose(self, health: Health) -> None:
+        self._node.counts[f'{self._topic} received'] = self.received
+        health.values.update({
+            'Input rate (Hz)': self._node.rate(f'{self._topic} received'), 'Input received': self.received,
+            'Input superseded': self.superseded, 'Input lost in transport': self.lost, 'Input refused': self.refused})
+        if self.qos_conflict:
+            health.report(WARN, f'incompatible QoS on {self.qos_conflict}')
+
+    def close(self) -> None:
+        self._node.destroy_subscription(self._subscription)
+
+
+def _overridable() -> QoSOverridingOptions:
+    return QoSOverridingOptions.with_default_policies()
+
+
+def frame_publisher(node: ManagedNode, kind: type, topic: str) -> Any:
+    """A publisher for frames: freshest only, reaches reliable and best-effort subscribers."""
+    return node.create_publisher(kind, topic, FRAME_QOS, qos_overriding_options=_overridable())

@@ -1,0 +1,189 @@
+"""Publishes a camera's frames, each stamped with its time of capture, and only the freshest of them."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import yaml
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+from vision_msgs.msg import Classification
+
+from edge_resnet.conversions import Stamp, classification_message, write_image
+from edge_resnet.exceptions import ParameterError
+from edge_resnet.hardware.cameras import CameraConfig, check_camera_config, open_camera
+from edge_resnet.hardware.grabber import FrameGrabber, StampedFrame
+from edge_resnet.nodes.base import ERROR, OK, WARN, Health, ManagedNode, frame_publisher
+from edge_resnet.nodes.parameters import param
+from edge_resnet.nodes.runner import run
+from edge_resnet.pipeline.bundle import find_shared
+from edge_resnet.pipeline.latency import CAPTURED
+from edge_resnet.pipeline.postprocessing import Score
+
+FOCAL_RATIO = 0.829  # focal length over image width of a Camera Module 2: 3.04 mm over its 3.68 mm sensor, 62.2 degrees across
+FROZEN_FRAMES = 2.0  # seconds of identical live frames before they are called frozen
+
+
+@dataclass(frozen=True)
+class CameraParameters:
+    autostart: bool = param(True, 'configure and activate without a lifecycle manager')
+    source: str = param('samples', 'device (0, /dev/video0), URL, video, image or folder; "samples" or "synthetic"')
+    image_width: int = param(640, 'width to ask for, px', low=16, high=8192)
+    image_height: int = param(480, 'height to ask for, px', low=16, high=8192)
+    framerate: float = param(30.0, 'frames per second to ask for', low=0.1, high=240.0)
+    pixel_format: str = param('', 'four-character code to ask a device for, such as YUYV or MJPG; empty: its own choice')
+    flip: str = param('none', 'mirror the image', choices=('none', 'horizontal', 'vertical', 'both'))
+    loop: bool = param(True, 'start files and folders again at their end')
+    image_hold_s: float = param(1.0, 'how long each image of a folder is shown, s', low=0.0, high=3600.0)
+    frame_id: str = param('camera', 'TF frame of the images')
+    camera_name: str = param('camera', 'name in the calibration file')
+    camera_info_url: str = param('', 'calibration: file:///... or package://PACKAGE/...; empty: a pinhole of 62 degrees')
+    jpeg_quality: int = param(85, 'quality of image_raw/compressed', low=1, high=100, live=True)
+
+
+class CameraNode(ManagedNode[CameraParameters]):
+    """Frames come from a capture thread's mailbox of one; its guard condition wakes the executor."""
+
+    Parameters = CameraParameters
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__('camera', **options)
+        self._grabber: FrameGrabber | None = None
+        self._image = frame_publisher(self, Image, 'image_raw')
+        self._compressed = frame_publisher(self, CompressedImage, 'image_raw/compressed')
+        self._info = frame_publisher(self, CameraInfo, 'camera_info')
+        self._truth = frame_publisher(self, Classification, 'ground_truth')
+        self._wake = self.create_guard_condition(self.guarded(self._publish))
+        self._camera_info = CameraInfo()
+        self._last: tuple[Any, int] = (None, 0)
+
+    def configure(self) -> None:
+        p = self.parameters
+        source = str(find_shared('samples')) if p.source == 'samples' else p.source
+        config = CameraConfig(source, p.image_width, p.image_height, p.framerate, p.pixel_format, p.loop, p.image_hold_s)
+        check_camera_config(config)
+        self._camera_info = load_camera_info(p.camera_info_url, p.camera_name, p.image_width, p.image_height)
+        self._grabber = FrameGrabber(lambda: open_camera(config), p.framerate, self.now_ns, self._wake.trigger)
+
+    def activate(self) -> None:
+        assert self._grabber is not None
+        self._grabber.start()
+
+    def deactivate(self) -> None:
+        if self._grabber is not None:
+            self._grabber.stop()
+
+    def cleanup(self) -> None:
+        self._grabber = None
+
+    def _publish(self) -> None:
+        taken = self._grabber.take() if self._grabber is not None and self.active else None
+        if taken is None:
+            return
+        image = flipped(taken.frame.image, self.parameters.flip)
+        header = Header(frame_id=self.parameters.frame_id)
+        stamp = Stamp.from_ns(taken.stamp_ns)
+        header.stamp.sec, header.stamp.nanosec = stamp.sec, stamp.nanosec
+        self._image.publish(write_image(header, image, 'bgr8'))
+        self.stage(CAPTURED, header, self.now_ns())
+        self.counts['published'] += 1
+        self._camera_info.header = header
+        if (image.shape[1], image.shape[0]) != (self._camera_info.width, self._camera_info.height):
+            scale_camera_info(self._camera_info, image.shape[1], image.shape[0])
+        self._info.publish(self._camera_info)
+        if taken.frame.label:
+            self._truth.publish(classification_message(header, [Score(taken.frame.label, 1.0)]))
+        if self._compressed.get_subscription_count():
+            _, jpeg = cv2.imencode('.jpg', image, (cv2.IMWRITE_JPEG_QUALITY, self.parameters.jpeg_quality))
+            self._compressed.publish(CompressedImage(header=header, format='bgr8; jpeg compressed bgr8', data=array('B', jpeg.tobytes())))
+        self._watch_freshness(taken)
+
+    def _watch_freshness(self, taken: StampedFrame) -> None:
+        """Remember since when the source has given the same picture; only a live source is expected to change."""
+        sample = taken.frame.image[::16, ::16].tobytes()
+        if sample != self._last[0]:
+            self._last = (sample, taken.stamp_ns)
+        frozen_s = 0.0 if taken.frame.name else (taken.stamp_ns - self._last[1]) / 1e9
+        self.counts['frozen'] = int(frozen_s * 1000)
+
+    def diagnose(self, health: Health) -> None:
+        grabber = self._grabber
+        assert grabber is not None
+        if not grabber.check() or grabber.error:
+            health.report(ERROR, grabber.error)
+            self.fault_once(grabber.error)
+        elif grabber.finished:
+            health.report(OK, 'the source came to its end')
+        elif self.counts['frozen'] >= FROZEN_FRAMES * 1000:
+            health.report(WARN, f'the picture has not changed for {self.counts["frozen"] / 1000:.1f} s')
+        health.values.update({
+            'Frame rate (Hz)': self.rate('published'), 'Requested rate (Hz)': self.parameters.framerate, 'Captured': grabber.captured,
+            'Published': self.counts['published'], 'Overwritten before publishing': grabber.overwritten,
+            'Source failures': grabber.failures, 'Source hangs': grabber.hangs})
+
+    def fault_once(self, error: str) -> None:
+        if error:
+            self.fault(error, error)
+
+
+def flipped(image: Any, flip: str) -> Any:
+    """``image`` mirrored as the parameter ``flip`` says."""
+    codes = {'horizontal': 1, 'vertical': 0, 'both': -1}
+    return cv2.flip(image, codes[flip]) if flip in codes else image
+
+
+def load_camera_info(url: str, camera_name: str, width: int, height: int) -> CameraInfo:
+    """The calibration at ``url`` in camera_calibration_parsers' YAML, or a plausible pinhole of ``width`` x ``height``."""
+    if not url:
+        focal = FOCAL_RATIO * width
+        info = CameraInfo(width=width, height=height, distortion_model='plumb_bob', d=[0.0] * 5, r=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
+        info.k = [focal, 0.0, width / 2, 0.0, focal, height / 2, 0.0, 0.0, 1.0]
+        info.p = [focal, 0.0, width / 2, 0.0, 0.0, focal, height / 2, 0.0, 0.0, 0.0, 1.0, 0.0]
+        return info
+    path = _local_path(url)
+    try:
+        content = yaml.safe_load(path.read_text())
+        if content['camera_name'] != camera_name:
+            raise ParameterError(f'camera_info_url {url}: camera_name is {content["camera_name"]!r}, expected {camera_name!r}')
+        info = CameraInfo(width=content['image_width'], height=content['image_height'], distortion_model=content['distortion_model'])
+        info.d = [float(value) for value in content['distortion_coefficients']['data']]
+        for name, key in (('k', 'camera_matrix'), ('r', 'rectification_matrix'), ('p', 'projection_matrix')):
+            setattr(info, name, [float(value) for value in content[key]['data']])
+        return info
+    except OSError as error:
+        raise ParameterError(f'camera_info_url {url}: {error.strerror}') from error
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AssertionError) as error:
+        raise error if isinstance(error, ParameterError) else ParameterError(f'camera_info_url {url}: not a camera calibration ({error})') from error
+
+
+def scale_camera_info(info: CameraInfo, width: int, height: int) -> None:
+    """Fit ``info`` to the size that the camera really gives, as a full-frame scaling."""
+    x, y = width / info.width, height / info.height
+    info.k = [value * scale for value, scale in zip(info.k, (x, x, x, y, y, y, 1, 1, 1), strict=True)]
+    info.p = [value * scale for value, scale in zip(info.p, (x, x, x, x, y, y, y, y, 1, 1, 1, 1), strict=True)]
+    info.width, info.height = width, height
+
+
+def _local_path(url: str) -> Path:
+    found = re.fullmatch(r'(file|package)://(.+)', url)
+    if found is None:
+        raise ParameterError(f'camera_info_url is {url!r}, expected file:///path or package://PACKAGE/path')
+    if found[1] == 'file':
+        return Path(found[2])
+    from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+
+    package, _, rest = found[2].partition('/')
+    try:
+        return Path(get_package_share_directory(package)) / rest
+    except (PackageNotFoundError, ValueError) as error:
+        raise ParameterError(f'camera_info_url {url}: {error}') from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run([CameraNode], argv)

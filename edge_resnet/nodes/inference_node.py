@@ -1,0 +1,105 @@
+"""Runs the model on the freshest network-sized image and publishes what it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+from std_srvs.srv import SetBool
+from vision_msgs.msg import Classification, LabelInfo, VisionClass
+
+from edge_resnet.conversions import classification_message, image_array, read_image
+from edge_resnet.nodes.base import LATCHED_QOS, OK, FrameInput, Health, ManagedNode, frame_publisher
+from edge_resnet.nodes.model_parameters import ModelParameters
+from edge_resnet.nodes.parameters import param
+from edge_resnet.nodes.runner import run
+from edge_resnet.pipeline.classifier import Classifier
+from edge_resnet.pipeline.interpreter import CHOICES
+from edge_resnet.pipeline.latency import INFERENCE_DONE, INFERENCE_STARTED
+from edge_resnet.pipeline.postprocessing import top_k
+
+
+@dataclass(frozen=True)
+class InferenceParameters(ModelParameters):
+    runtime: str = param('auto', 'TFLite runtime; auto: the first one installed', choices=CHOICES)
+    num_threads: int = param(1, 'threads of one inference; 3 or 4 on an otherwise idle Pi 4', low=1, high=64)
+    max_results: int = param(5, 'how many classes to publish, best first', low=1, high=1000, live=True)
+    score_threshold: float = param(0.0, 'classes below this score are left out', low=0.0, high=1.0, live=True)
+
+
+class InferenceNode(ManagedNode[InferenceParameters]):
+    """The model is loaded at configure and released at cleanup. ``make_classifier`` is there for tests to replace."""
+
+    Parameters = InferenceParameters
+
+    def __init__(self, make_classifier: Callable[..., Classifier] = Classifier, **options: Any) -> None:
+        super().__init__('inference', **options)
+        self._make_classifier = make_classifier
+        self._classifier: Classifier | None = None
+        self._input: FrameInput | None = None
+        self._enabled = True
+        self._output = frame_publisher(self, Classification, 'classification')
+        self._label_info = self.create_publisher(LabelInfo, 'label_info', LATCHED_QOS)
+        self.create_service(SetBool, 'inference/enable', self._enable)
+
+    def configure(self) -> None:
+        p = self.parameters
+        bundle = p.bundle()
+        self._classifier = self._make_classifier(bundle, p.runtime, p.num_threads)
+        self._classifier.warm_up()
+        info = LabelInfo(header=Header(stamp=self.get_clock().now().to_msg()), threshold=p.score_threshold)
+        info.class_map = [VisionClass(class_id=index, class_name=label) for index, label in enumerate(bundle.labels)]
+        self._label_info.publish(info)
+        self.get_logger().info(f'{bundle.name}: {len(bundle.labels)} classes, {self._classifier.input_dtype} input, {self._classifier.runtime}, '
+                               f'{p.num_threads} thread{"s" * (p.num_threads > 1)}')
+
+    def activate(self) -> None:
+        self._input = FrameInput(self, Image, 'image_preprocessed', self._on_image)
+
+    def deactivate(self) -> None:
+        if self._input is not None:
+            self._input.close()
+            self._input = None
+
+    def cleanup(self) -> None:
+        self._classifier = None
+
+    def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._enabled = request.data
+        response.success, response.message = True, 'enabled' if self._enabled else 'disabled'
+        return response
+
+    def _on_image(self, data: bytes) -> None:
+        classifier, p = self._classifier, self.parameters
+        if classifier is None or not self._enabled:
+            return
+        image = read_image(data)
+        started_ns = self.now_ns()
+        pixels, order = image_array(image)
+        scores = classifier.classify(pixels if order == 'rgb' else pixels[..., ::-1])
+        done_ns = self.now_ns()
+        header = Header(frame_id=image.header.frame_id)
+        header.stamp.sec, header.stamp.nanosec = image.header.stamp.sec, image.header.stamp.nanosec
+        self._output.publish(classification_message(header, top_k(scores, classifier.bundle.labels, p.max_results, p.score_threshold)))
+        self.stage(INFERENCE_STARTED, header, started_ns)
+        self.stage(INFERENCE_DONE, header, done_ns)
+        self.counts['published'] += 1
+        self.counts['busy_ns'] += done_ns - started_ns
+
+    def diagnose(self, health: Health) -> None:
+        if not self._enabled:
+            health.report(OK, 'disabled by inference/enable')
+        if self._input is not None:
+            self._input.diagnose(health)
+        rate, busy = self.rate('published'), self.rate('busy_ns') / 1e9
+        health.values.update({'Output rate (Hz)': rate, 'Inference time (ms)': busy / rate * 1000 if rate else 'none',
+                              'Inference duty (%)': 100 * busy, 'Enabled': int(self._enabled)})
+        if self._classifier is not None:
+            health.values.update({'Model': self._classifier.bundle.name, 'Runtime': self._classifier.runtime})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run([InferenceNode], argv)

@@ -1,0 +1,81 @@
+"""Any camera's image -> the network's input image, rgb8, as the model card says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CompressedImage, Image
+
+from edge_resnet.conversions import MAX_IMAGE_BYTES, compressed_array, image_array, read_image, write_image
+from edge_resnet.exceptions import ImageError
+from edge_resnet.nodes.base import FrameInput, Health, ManagedNode, frame_publisher
+from edge_resnet.nodes.model_parameters import ModelParameters
+from edge_resnet.nodes.parameters import param
+from edge_resnet.nodes.runner import run
+from edge_resnet.pipeline.latency import FRAME_READY
+from edge_resnet.pipeline.preprocessing import Preprocessing, resize
+
+
+@dataclass(frozen=True)
+class PreprocessParameters(ModelParameters):
+    image_transport: str = param('raw', 'take image_raw or image_raw/compressed', choices=('raw', 'compressed'))
+
+
+class PreprocessNode(ManagedNode[PreprocessParameters]):
+    """Resizes in the colour order that the image came in, and reorders what is left."""
+
+    Parameters = PreprocessParameters
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__('preprocess', **options)
+        self._spec = Preprocessing()
+        self._input: FrameInput | None = None
+        self._output = frame_publisher(self, Image, 'image_preprocessed')
+
+    def configure(self) -> None:
+        self._spec = self.parameters.bundle().preprocessing
+
+    def activate(self) -> None:
+        compressed = self.parameters.image_transport == 'compressed'
+        topic, kind = ('image_raw/compressed', CompressedImage) if compressed else ('image_raw', Image)
+        if compressed:
+            base = self.resolve_topic_name('image_raw')
+            topic = topic if base.endswith('/image_raw') and self.resolve_topic_name(topic) != base + '/compressed' else base + '/compressed'
+        self._input = FrameInput(self, kind, topic, self._on_compressed if compressed else self._on_image)
+
+    def deactivate(self) -> None:
+        if self._input is not None:
+            self._input.close()
+            self._input = None
+
+    def _on_image(self, data: bytes) -> None:
+        image = read_image(data)
+        self._process(image.header, lambda: image_array(image))
+
+    def _on_compressed(self, data: bytes) -> None:
+        if len(data) > MAX_IMAGE_BYTES:
+            raise ImageError(f'compressed image has {len(data)} bytes, expected at most {MAX_IMAGE_BYTES}')
+        message = deserialize_message(data, CompressedImage)
+        self._process(message.header, lambda: compressed_array(message.data))
+
+    def _process(self, header: Any, decode: Callable[[], tuple[np.ndarray, str]]) -> None:
+        image, order = decode()
+        small = resize(image, self._spec)
+        small = np.ascontiguousarray(small[..., ::-1]) if order == 'bgr' else small
+        ready_ns = self.now_ns()
+        self._output.publish(write_image(header, small, 'rgb8'))
+        self.stage(FRAME_READY, header, ready_ns)
+        self.counts['published'] += 1
+
+    def diagnose(self, health: Health) -> None:
+        if self._input is not None:
+            self._input.diagnose(health)
+        health.values.update({'Output rate (Hz)': self.rate('published'), 'Output width (px)': self._spec.width, 'Output height (px)': self._spec.height})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run([PreprocessNode], argv)

@@ -1,0 +1,96 @@
+"""Runs nodes until a signal, and leaves the hardware safe whatever ended them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import rclpy
+from lifecycle_msgs.msg import State
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.logging import get_logger
+from rclpy.signals import SignalHandlerOptions
+
+from edge_resnet.exceptions import EdgeResnetError
+from edge_resnet.nodes.base import ManagedNode
+
+
+def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | None = None) -> int:
+    """Make the nodes, spin each on an executor thread of its own, bring up those with ``autostart``; return the exit code.
+
+    0 after SIGINT, SIGTERM or a shutdown of the context, 1 when a node can't start or a spinning thread fails. The main
+    thread only waits, so that a signal is always heard.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    nodes: list[ManagedNode] = []
+    executors: list[SingleThreadedExecutor] = []
+    threads: list[threading.Thread] = []
+    failed = threading.Event()
+
+    def spin(executor: SingleThreadedExecutor) -> None:
+        try:
+            while not stop.is_set() and rclpy.ok():
+                executor.spin_once(timeout_sec=1.0)
+        except Exception as error:
+            if not stop.is_set() and rclpy.ok():
+                failed.set()
+                get_logger('edge_resnet').fatal(f'spinning ended: {type(error).__name__}: {error}')
+        finally:
+            stop.set()
+
+    try:
+        rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+        for factory in factories:
+            nodes.append(factory())
+        for node in nodes:
+            if stop.is_set():
+                break
+            if node.get_parameter('autostart').value and not bring_up(node):
+                return 1
+            executor = SingleThreadedExecutor()
+            executor.add_node(node)
+            executors.append(executor)
+            threads.append(threading.Thread(target=spin, args=(executor,), name=node.get_name(), daemon=True))
+            threads[-1].start()
+        stop.wait()
+    except EdgeResnetError as error:
+        get_logger('edge_resnet').fatal(str(error))
+        return 1
+    except Exception as error:  # rcl's own refusals, such as a name that is not a ROS name
+        get_logger('edge_resnet').fatal(' '.join(f'{type(error).__name__}: {error}'.split()))
+        return 1
+    finally:
+        stop.set()
+        _close(nodes, executors, threads)
+    return 1 if failed.is_set() else 0
+
+
+def bring_up(node: ManagedNode) -> bool:
+    """Configure and activate ``node``; False when it refused, which it has logged."""
+    node.trigger_configure()
+    if node._state_machine.current_state[0] != State.PRIMARY_STATE_INACTIVE:
+        return False
+    node.trigger_activate()
+    return node._state_machine.current_state[0] == State.PRIMARY_STATE_ACTIVE
+
+
+def _close(nodes: list[ManagedNode], executors: list[SingleThreadedExecutor], threads: list[threading.Thread]) -> None:
+    for node in nodes:  # before anything that may hang: the hardware
+        try:
+            node.make_safe()
+        except Exception as error:
+            get_logger('edge_resnet').error(f'{node.get_name()}: {type(error).__name__}: {error}')
+    for executor in executors:
+        executor.wake()
+    for thread in threads:
+        thread.join(2.0)
+    for node in nodes:
+        try:
+            node.destroy_node()
+        except Exception as error:
+            print(f'{node.get_name()}: {error}', file=sys.stderr)
+    rclpy.try_shutdown()
