@@ -6,5 +6,5 @@ for libs in "$venv"/lib "$venv"/lib/python3*/site-packages/ros_*.libs; do
 done
 export LD_LIBRARY_PATH AMENT_PREFIX_PATH="$venv" _ROS_WHEELS_BOOTSTRAP_COMPLETE=1
 export ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST  # nothing of a demonstration or a test leaves this machine
-export PATH="$venv/bin:$PATH"
+export PATH="$venv/lib/edge_resnet:$venv/bin:$PATH"
 unset PYTHONPATH PYTHONHOME

@@ -151,3 +151,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     return run([ActuatorNode], argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

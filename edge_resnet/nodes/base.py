@@ -283,3 +283,10 @@ def _overridable() -> QoSOverridingOptions:
 def frame_publisher(node: ManagedNode, kind: type, topic: str) -> Any:
     """A publisher for frames: freshest only, reaches reliable and best-effort subscribers."""
     return node.create_publisher(kind, topic, FRAME_QOS, qos_overriding_options=_overridable())
+
+
+def compressed_topic(node: ManagedNode) -> str:
+    """Where the compressed image belongs: beside a remapped ``image_raw``, unless it is remapped itself."""
+    own = node.resolve_topic_name('image_raw/compressed')
+    unmapped = node.resolve_topic_name('image_raw', only_expand=True) + '/compressed'
+    return own if own != unmapped else node.resolve_topic_name('image_raw') + '/compressed'

@@ -19,7 +19,7 @@ from edge_resnet.conversions import Stamp, classification_message, write_image
 from edge_resnet.exceptions import ParameterError
 from edge_resnet.hardware.cameras import CameraConfig, check_camera_config, open_camera
 from edge_resnet.hardware.grabber import FrameGrabber, StampedFrame
-from edge_resnet.nodes.base import ERROR, OK, WARN, Health, ManagedNode, frame_publisher
+from edge_resnet.nodes.base import ERROR, OK, WARN, Health, ManagedNode, compressed_topic, frame_publisher
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
 from edge_resnet.pipeline.bundle import find_shared
@@ -56,7 +56,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         super().__init__('camera', **options)
         self._grabber: FrameGrabber | None = None
         self._image = frame_publisher(self, Image, 'image_raw')
-        self._compressed = frame_publisher(self, CompressedImage, 'image_raw/compressed')
+        self._compressed = frame_publisher(self, CompressedImage, compressed_topic(self))
         self._info = frame_publisher(self, CameraInfo, 'camera_info')
         self._truth = frame_publisher(self, Classification, 'ground_truth')
         self._wake = self.create_guard_condition(self.guarded(self._publish))
@@ -187,3 +187,7 @@ def _local_path(url: str) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     return run([CameraNode], argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

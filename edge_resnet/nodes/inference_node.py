@@ -103,3 +103,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     return run([InferenceNode], argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -73,8 +73,8 @@ class NodeParameters(typing.Generic[T]):
                 found[name] = node.declare_parameter(name, default, descriptor(entry)).value
             except InvalidParameterTypeException:
                 given = node._parameter_overrides[name].value
-                if isinstance(default, float) and isinstance(given, int) and not isinstance(given, bool):
-                    node._parameter_overrides[name] = Parameter(name, value=float(given))  # "30" is a fine framerate in YAML
+                if type(given) is int and isinstance(default, (float, str)):  # framerate: 30 and source: 0 are fine in YAML
+                    node._parameter_overrides[name] = Parameter(name, value=type(default)(given))
                     found[name] = self._declare_checked(entry, default)
                     continue
                 raise ParameterError(f'{name} is {given!r}, expected {_type_name(default)}') from None

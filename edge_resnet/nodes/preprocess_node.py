@@ -12,7 +12,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from edge_resnet.conversions import MAX_IMAGE_BYTES, compressed_array, image_array, read_image, write_image
 from edge_resnet.exceptions import ImageError
-from edge_resnet.nodes.base import FrameInput, Health, ManagedNode, frame_publisher
+from edge_resnet.nodes.base import FrameInput, Health, ManagedNode, compressed_topic, frame_publisher
 from edge_resnet.nodes.model_parameters import ModelParameters
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
@@ -41,10 +41,7 @@ class PreprocessNode(ManagedNode[PreprocessParameters]):
 
     def activate(self) -> None:
         compressed = self.parameters.image_transport == 'compressed'
-        topic, kind = ('image_raw/compressed', CompressedImage) if compressed else ('image_raw', Image)
-        if compressed:
-            base = self.resolve_topic_name('image_raw')
-            topic = topic if base.endswith('/image_raw') and self.resolve_topic_name(topic) != base + '/compressed' else base + '/compressed'
+        topic, kind = (compressed_topic(self), CompressedImage) if compressed else ('image_raw', Image)
         self._input = FrameInput(self, kind, topic, self._on_compressed if compressed else self._on_image)
 
     def deactivate(self) -> None:
@@ -79,3 +76,7 @@ class PreprocessNode(ManagedNode[PreprocessParameters]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     return run([PreprocessNode], argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

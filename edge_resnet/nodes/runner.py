@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from edge_resnet.exceptions import EdgeResnetError
 from edge_resnet.nodes.base import ManagedNode
+from edge_resnet.stopping import StopRequest
 
 
 def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | None = None) -> int:
@@ -23,9 +23,7 @@ def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | No
     0 after SIGINT, SIGTERM or a shutdown of the context, 1 when a node can't start or a spinning thread fails. The main
     thread only waits, so that a signal is always heard.
     """
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = StopRequest().on_signals()
     nodes: list[ManagedNode] = []
     executors: list[SingleThreadedExecutor] = []
     threads: list[threading.Thread] = []
@@ -56,7 +54,8 @@ def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | No
             executors.append(executor)
             threads.append(threading.Thread(target=spin, args=(executor,), name=node.get_name(), daemon=True))
             threads[-1].start()
-        stop.wait()
+        while not stop.wait():  # other signals wake it too
+            pass
     except EdgeResnetError as error:
         get_logger('edge_resnet').fatal(str(error))
         return 1

@@ -96,3 +96,7 @@ def _known(value: float | bool | None) -> float | int | str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     return run([ThermalMonitorNode], argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

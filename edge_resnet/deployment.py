@@ -1,0 +1,97 @@
+"""Which nodes make up the pipeline, and how launch arguments reach them. The launch file and the demo share this."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_resnet.exceptions import ParameterError
+from edge_resnet.pipeline.bundle import find_shared
+
+NODES = ('camera', 'preprocess', 'inference', 'actuator', 'thermal_monitor')  # in the order of the data
+LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
+BOOLEANS = ('true', 'false')
+
+
+@dataclass(frozen=True)
+class LaunchArgument:
+    """An argument of pipeline.launch.py. Empty as a default means that the params file decides."""
+
+    name: str
+    default: str
+    description: str
+    choices: tuple[str, ...] = ()
+
+
+ARGUMENTS = (
+    LaunchArgument('namespace', '', 'namespace of all nodes and of their topics'),
+    LaunchArgument('params_file', '', 'parameters of all nodes; empty: the config/pipeline.yaml of this package'),
+    LaunchArgument('model', '', 'bundle name or folder, or a .tflite file, for preprocess and inference'),
+    LaunchArgument('source', '', 'what the camera node plays: device, URL, video, folder, "samples" or "synthetic"'),
+    LaunchArgument('use_camera', 'true', 'false: no camera node, another driver publishes image_topic', BOOLEANS),
+    LaunchArgument('image_topic', 'image_raw', 'camera images; with image_transport compressed, the topic before /compressed'),
+    LaunchArgument('image_transport', '', 'raw or compressed', ('', 'raw', 'compressed')),
+    LaunchArgument('composed', 'false', 'true: all nodes in one process', BOOLEANS),
+    LaunchArgument('actuator_backend', '', 'simulated or gpio', ('', 'simulated', 'gpio')),
+    LaunchArgument('use_sim_time', 'false', 'take the time from /clock', BOOLEANS),
+    LaunchArgument('use_respawn', 'false', 'start a node again when it died', BOOLEANS),
+    LaunchArgument('autostart', 'true', 'false: a lifecycle manager configures and activates the nodes', BOOLEANS),
+    LaunchArgument('log_level', 'info', 'log level of all nodes', LOG_LEVELS),
+)
+PARAMETERS = {'model': ('preprocess', 'inference'), 'source': ('camera',), 'image_transport': ('preprocess',), 'actuator_backend': ('actuator',)}
+RENAMED = {'actuator_backend': 'backend'}
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What to start: ``executables`` with their plain arguments, all with the same ``ros_args``."""
+
+    executables: dict[str, list[str]]
+    ros_args: list[str]
+    namespace: str
+    respawn: bool
+
+
+def plan(given: Mapping[str, str]) -> Deployment:
+    """The deployment for launch arguments ``given``; ParameterError names an argument that is unknown or out of its choices."""
+    known = {argument.name: argument for argument in ARGUMENTS}
+    for name, value in given.items():
+        if name not in known:
+            raise ParameterError(f'unknown argument {name}, expected one of {", ".join(known)}')
+        if known[name].choices and value not in known[name].choices:
+            raise ParameterError(f'{name} is {value!r}, expected one of {", ".join(choice or "nothing" for choice in known[name].choices)}')
+    values = {argument.name: given.get(argument.name, argument.default) for argument in ARGUMENTS}
+    params_file = Path(values['params_file']) if values['params_file'] else find_shared('config', 'pipeline.yaml')
+    if not params_file.is_file():
+        raise ParameterError(f'params_file {params_file}: there is no such file')
+    nodes = [node for node in NODES if node != 'camera' or values['use_camera'] == 'true']
+
+    ros_args = ['--log-level', values['log_level'], '--params-file', str(params_file)]
+    for name, targets in PARAMETERS.items():
+        if values[name]:
+            for node in targets:
+                ros_args += ['-p', f'{node}:{RENAMED.get(name, name)}:={json.dumps(values[name])}']
+    for name in ('use_sim_time', 'autostart'):
+        ros_args += ['-p', f'{name}:={values[name]}']
+    if values['image_topic'] != 'image_raw':
+        for node in ('camera', 'preprocess'):
+            ros_args += ['-r', f'{node}:image_raw:={values["image_topic"]}']
+    executables = {'pipeline': nodes} if values['composed'] == 'true' else {f'{node}_node': [] for node in nodes}
+    return Deployment(executables, ros_args, values['namespace'], values['use_respawn'] == 'true')
+
+
+def transport_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that give Fast DDS a shared-memory segment large enough for images, unless the user has a profile."""
+    names = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')  # the second is Humble's
+    if any(environment.get(name) for name in names):
+        return {}
+    profile = str(find_shared('config', 'fastdds.xml'))
+    return dict.fromkeys(names, profile)
+
+
+def use_transport_profile() -> None:
+    """Set ``transport_environment`` in this process, for the nodes it starts."""
+    os.environ.update(transport_environment(os.environ))

@@ -1,0 +1,137 @@
+"""Prints one live line of the pipeline: what it sees, how long that took, what was dropped, how warm the board is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from sensor_msgs.msg import Temperature, TimeReference
+from std_msgs.msg import Bool
+from vision_msgs.msg import Classification
+
+from edge_resnet.conversions import read_classification, stamp_ns
+from edge_resnet.nodes.base import FRAME_QOS, LATCHED_QOS, RECORD_QOS, ManagedNode
+from edge_resnet.nodes.parameters import param
+from edge_resnet.nodes.runner import run
+from edge_resnet.pipeline.latency import SLICES, StageJoiner, percentile
+
+KEPT = 64
+
+
+@dataclass(frozen=True)
+class ConsoleParameters:
+    autostart: bool = param(True, 'configure and activate without a lifecycle manager')
+    period_s: float = param(0.5, 'time between two lines, s', low=0.1, high=60.0)
+    target_class: str = param('red', 'the label for which the actuator is expected to be on, to score a run with ground truth')
+
+
+@dataclass
+class Run:
+    """How a run with known truth goes: frames whose best label is right, and images at whose end the actuator was."""
+
+    frames: int = 0
+    frames_right: int = 0
+    images: int = 0
+    images_right: int = 0
+
+    def __str__(self) -> str:
+        return f'labels right on {self.frames_right} of {self.frames} frames, actuator right on {self.images_right} of {self.images} images'
+
+
+class ConsoleNode(ManagedNode[ConsoleParameters]):
+    """Listens only. A terminal gets one line that changes, a pipe a line each period."""
+
+    Parameters = ConsoleParameters
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__('console', **options)
+        self._joiner = StageJoiner(window=30)
+        self._truth: OrderedDict[int, str] = OrderedDict()
+        self._last_truth = ''
+        self._best = ('', 0.0)
+        self._actuator_on = False
+        self._temperature_c: float | None = None
+        self._dropped: dict[str, int] = {}
+        self._line_at = time.monotonic()
+        self.run = Run()
+        for kind, topic, callback, qos in (
+                (Classification, 'classification', self._on_classification, FRAME_QOS), (Classification, 'ground_truth', self._on_truth, RECORD_QOS),
+                (TimeReference, 'stage_times', self._on_stage, RECORD_QOS), (Bool, 'actuator/state', self._on_actuator, LATCHED_QOS),
+                (Temperature, 'cpu_temperature', self._on_temperature, RECORD_QOS), (DiagnosticArray, '/diagnostics', self._on_diagnostics, RECORD_QOS)):
+            self.create_subscription(kind, topic, self.guarded_message(callback), qos)
+        self.create_timer(self.parameters.period_s, self.guarded(self._print), clock=self._steady)
+
+    def guarded_message(self, callback: Any) -> Any:
+        guarded = self.guarded(callback)
+        return lambda message: guarded(message)
+
+    def _on_truth(self, message: Classification) -> None:
+        label = message.results[0].class_id
+        if self._last_truth and label != self._last_truth:  # the image before has had its time: what did it lead to?
+            self.run.images += 1
+            self.run.images_right += self._actuator_on == (self._last_truth == self.parameters.target_class)
+        self._last_truth = label
+        self._truth[stamp_ns(message.header)] = label
+        while len(self._truth) > KEPT:
+            self._truth.popitem(last=False)
+
+    def _on_classification(self, message: Classification) -> None:
+        results = read_classification(message)
+        self.counts['results'] += 1
+        self._best = (results[0].label, results[0].score) if results else ('nothing', 0.0)
+        if self.counts['results'] == 1:
+            print(f'first classification: {self._best[0]} {self._best[1]:.2f}', flush=True)
+        truth = self._truth.get(stamp_ns(message.header))
+        if truth is not None:
+            self.run.frames += 1
+            self.run.frames_right += self._best[0] == truth
+
+    def _on_stage(self, message: TimeReference) -> None:
+        self._joiner.add(message.source, stamp_ns(message.header), message.time_ref.sec * 1_000_000_000 + message.time_ref.nanosec)
+
+    def _on_actuator(self, message: Bool) -> None:
+        self._actuator_on = message.data
+
+    def _on_temperature(self, message: Temperature) -> None:
+        self._temperature_c = message.temperature
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            values = {entry.key: entry.value for entry in status.values}
+            for key in ('Input superseded', 'Input lost in transport', 'Overwritten before publishing'):
+                if key in values:
+                    self._dropped[f'{status.name} {key}'] = int(values[key])
+
+    def _print(self) -> None:
+        if not self.counts['results']:
+            return
+        recent = list(self._joiner.recent)
+        slices = [f'{percentile([getattr(frame, name) for frame in recent], 50):.1f}' for name in SLICES]
+        temperature = 'temperature unknown' if self._temperature_c is None else f'{self._temperature_c:.1f} C'
+        line = (f'{self._best[0]:<8}{self._best[1]:.2f} | capture-ready-inference-actuator {" + ".join(slices[:3])} = {slices[3]} ms | '
+                f'{self.rate("results"):4.1f} Hz | {sum(self._dropped.values())} dropped | {temperature} | actuator {"ON " if self._actuator_on else "off"}')
+        if self.run.frames:
+            line += f' | {100 * self.run.frames_right / self.run.frames:.1f} % right'
+        print(f'\r\033[K{line}' if sys.stdout.isatty() else line, end='' if sys.stdout.isatty() else '\n', flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    made: list[ConsoleNode] = []
+
+    def make() -> ConsoleNode:
+        made.append(ConsoleNode())
+        return made[0]
+
+    code = run([make], argv)
+    if made and made[0].run.frames:
+        print(f'\n{made[0].run}', flush=True)
+    return code
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
