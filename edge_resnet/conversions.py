@@ -10,8 +10,8 @@ import os
 import struct
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -48,20 +48,8 @@ class Stamp:
 class Header:
     """std_msgs/Header."""
 
-    stamp: Stamp = Stamp()
+    stamp: Stamp = field(default_factory=Stamp)
     frame_id: str = ''
-
-
-class ImageLike(Protocol):
-    """sensor_msgs/Image, or the ``ImageView`` of its bytes."""
-
-    header: Any
-    height: int
-    width: int
-    encoding: str
-    is_bigendian: int
-    step: int
-    data: Any
 
 
 @dataclass(frozen=True)
@@ -75,6 +63,9 @@ class ImageView:
     is_bigendian: int
     step: int
     data: memoryview
+
+
+ImageLike = Any  # a sensor_msgs/Image, or the ImageView of its bytes
 
 
 def stamp_ns(header: Any) -> int:
@@ -204,7 +195,7 @@ def _through_cv_bridge(rows: np.ndarray, image: ImageLike, encoding: str) -> np.
     try:
         return CvBridge().imgmsg_to_cv2(message, 'rgb8')
     except (CvBridgeError, TypeError, ValueError) as error:
-        raise ImageError(f'cv_bridge can\'t convert {encoding}: {error}') from error
+        raise ImageError(f"cv_bridge can't convert {encoding}: {error}") from error
 
 
 def compressed_array(data: Any) -> tuple[np.ndarray, str]:
@@ -218,7 +209,7 @@ def compressed_array(data: Any) -> tuple[np.ndarray, str]:
     except cv2.error as error:
         raise ImageError(f'compressed image of {len(data)} bytes: {str(error).strip().splitlines()[-1]}') from error
     if image is None:
-        raise ImageError(f'compressed image of {len(data)} bytes can\'t be decoded, it starts with {bytes(data[:4]).hex()}')
+        raise ImageError(f"compressed image of {len(data)} bytes can't be decoded, it starts with {bytes(data[:4]).hex()}")
     return image, 'bgr'
 
 

@@ -47,10 +47,9 @@ RENAMED = {'actuator_backend': 'backend'}
 
 @dataclass(frozen=True)
 class Deployment:
-    """What to start: ``executables`` with their plain arguments, all with the same ``ros_args``."""
+    """What to start: executable -> its arguments."""
 
     executables: dict[str, list[str]]
-    ros_args: list[str]
     namespace: str
     respawn: bool
 
@@ -70,17 +69,19 @@ def plan(given: Mapping[str, str]) -> Deployment:
     nodes = [node for node in NODES if node != 'camera' or values['use_camera'] == 'true']
 
     ros_args = ['--log-level', values['log_level'], '--params-file', str(params_file)]
-    for name, targets in PARAMETERS.items():
-        if values[name]:
-            for node in targets:
-                ros_args += ['-p', f'{node}:{RENAMED.get(name, name)}:={json.dumps(values[name])}']
     for name in ('use_sim_time', 'autostart'):
         ros_args += ['-p', f'{name}:={values[name]}']
     if values['image_topic'] != 'image_raw':
         for node in ('camera', 'preprocess'):
             ros_args += ['-r', f'{node}:image_raw:={values["image_topic"]}']
-    executables = {'pipeline': nodes} if values['composed'] == 'true' else {f'{node}_node': [] for node in nodes}
-    return Deployment(executables, ros_args, values['namespace'], values['use_respawn'] == 'true')
+    composed = values['composed'] == 'true'
+    processes = {'pipeline': nodes} if composed else {f'{node}_node': [node] for node in nodes}
+    executables = {}
+    for executable, inside in processes.items():  # -p can't name a node in a namespace that is not known here, so each gets its own
+        own = [f'{RENAMED.get(name, name)}:={json.dumps(values[name])}' for name, targets in PARAMETERS.items()
+               if values[name] and set(targets) & set(inside)]
+        executables[executable] = [*(inside if composed else ()), '--ros-args', *ros_args, *(part for text in own for part in ('-p', text))]
+    return Deployment(executables, values['namespace'], values['use_respawn'] == 'true')
 
 
 def transport_environment(environment: Mapping[str, str]) -> dict[str, str]:

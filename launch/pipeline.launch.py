@@ -6,20 +6,20 @@ Without an argument it plays the sample frames through the default model into th
 
 import os
 
-from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import DeclareLaunchArgument, GroupAction, OpaqueFunction, SetEnvironmentVariable
-from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node, PushROSNamespace
 
 from edge_resnet.deployment import ARGUMENTS, plan, transport_environment
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import DeclareLaunchArgument, GroupAction, OpaqueFunction, SetEnvironmentVariable
+from launch.substitutions import LaunchConfiguration
 
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The nodes, once the arguments have their values."""
     deployment = plan({argument.name: LaunchConfiguration(argument.name).perform(context) for argument in ARGUMENTS})
     nodes = [
-        Node(package='edge_resnet', executable=executable, arguments=[*arguments, '--ros-args', *deployment.ros_args],
-             output='both', emulate_tty=True, respawn=deployment.respawn, respawn_delay=1.0)
+        Node(package='edge_resnet', executable=executable, arguments=arguments, output='both', emulate_tty=True,
+             respawn=deployment.respawn, respawn_delay=1.0)
         for executable, arguments in deployment.executables.items()
     ]
     variables = [SetEnvironmentVariable(name, value) for name, value in transport_environment(os.environ).items()]

@@ -65,8 +65,6 @@ class ManagedNode(LifecycleNode, Generic[P]):
         self._configured = self.active = False
         self.failure = ''  # why the last transition was refused
         self._declared: NodeParameters[P] = NodeParameters(self, self.Parameters)
-        for unknown in self._declared.unknown:
-            self.get_logger().warning(f'unknown parameter {unknown}: ignored')
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._stage_times = self.create_publisher(TimeReference, 'stage_times', RECORD_QOS, qos_overriding_options=_overridable())
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', RECORD_QOS)
@@ -76,6 +74,11 @@ class ManagedNode(LifecycleNode, Generic[P]):
     @property
     def parameters(self) -> P:
         return self._declared.values
+
+    @property
+    def unknown_parameters(self) -> set[str]:
+        """Names that were given but that this node doesn't have."""
+        return set(self._declared.unknown)
 
     def is_configured(self) -> bool:
         return self._configured
@@ -139,11 +142,11 @@ class ManagedNode(LifecycleNode, Generic[P]):
             action()
         except EdgeResnetError as error:
             self.failure = str(error)
-            self.get_logger().error(f'can\'t {name}: {error}')
+            self.get_logger().error(f"can't {name}: {error}")
             return TransitionCallbackReturn.FAILURE
         except Exception as error:
             self.failure = f'{type(error).__name__}: {error}'
-            self.get_logger().error(f'can\'t {name}: {self.failure}')
+            self.get_logger().error(f"can't {name}: {self.failure}")
             return TransitionCallbackReturn.ERROR
         self.failure = ''
         return TransitionCallbackReturn.SUCCESS

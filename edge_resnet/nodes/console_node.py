@@ -60,9 +60,12 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
         self._line_at = time.monotonic()
         self.run = Run()
         for kind, topic, callback, qos in (
-                (Classification, 'classification', self._on_classification, FRAME_QOS), (Classification, 'ground_truth', self._on_truth, RECORD_QOS),
-                (TimeReference, 'stage_times', self._on_stage, RECORD_QOS), (Bool, 'actuator/state', self._on_actuator, LATCHED_QOS),
-                (Temperature, 'cpu_temperature', self._on_temperature, RECORD_QOS), (DiagnosticArray, '/diagnostics', self._on_diagnostics, RECORD_QOS)):
+                (Classification, 'classification', self._on_classification, FRAME_QOS),
+                (Classification, 'ground_truth', self._on_truth, RECORD_QOS),
+                (TimeReference, 'stage_times', self._on_stage, RECORD_QOS),
+                (Bool, 'actuator/state', self._on_actuator, LATCHED_QOS),
+                (Temperature, 'cpu_temperature', self._on_temperature, RECORD_QOS),
+                (DiagnosticArray, '/diagnostics', self._on_diagnostics, RECORD_QOS)):
             self.create_subscription(kind, topic, self.guarded_message(callback), qos)
         self.create_timer(self.parameters.period_s, self.guarded(self._print), clock=self._steady)
 
@@ -113,8 +116,9 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
         recent = list(self._joiner.recent)
         slices = [f'{percentile([getattr(frame, name) for frame in recent], 50):.1f}' for name in SLICES]
         temperature = 'temperature unknown' if self._temperature_c is None else f'{self._temperature_c:.1f} C'
-        line = (f'{self._best[0]:<8}{self._best[1]:.2f} | capture-ready-inference-actuator {" + ".join(slices[:3])} = {slices[3]} ms | '
-                f'{self.rate("results"):4.1f} Hz | {sum(self._dropped.values())} dropped | {temperature} | actuator {"ON " if self._actuator_on else "off"}')
+        line = ' | '.join((
+            f'{self._best[0]:<8}{self._best[1]:.2f}', f'ready {slices[0]} + inference {slices[1]} + actuator {slices[2]} = {slices[3]} ms',
+            f'{self.rate("results"):4.1f} Hz', f'{sum(self._dropped.values())} dropped', temperature, f'actuator {"ON " if self._actuator_on else "off"}'))
         if self.run.frames:
             line += f' | {100 * self.run.frames_right / self.run.frames:.1f} % right'
         print(f'\r\033[K{line}' if sys.stdout.isatty() else line, end='' if sys.stdout.isatty() else '\n', flush=True)

@@ -73,7 +73,7 @@ class NodeParameters(typing.Generic[T]):
                 found[name] = node.declare_parameter(name, default, descriptor(entry)).value
             except InvalidParameterTypeException:
                 given = node._parameter_overrides[name].value
-                if type(given) is int and isinstance(default, (float, str)):  # framerate: 30 and source: 0 are fine in YAML
+                if type(given) is int and isinstance(default, float | str):  # framerate: 30 and source: 0 are fine in YAML
                     node._parameter_overrides[name] = Parameter(name, value=type(default)(given))
                     found[name] = self._declare_checked(entry, default)
                     continue
@@ -98,7 +98,7 @@ class NodeParameters(typing.Generic[T]):
                 entry = self._fields[name]
                 if entry.metadata['read_only']:
                     raise ParameterError(f'{name} is read-only')
-                if not entry.metadata['live'] and self._node.is_configured():  # type: ignore[attr-defined]
+                if not entry.metadata['live'] and self._node.is_configured():
                     raise ParameterError(f'{name} is read at configure: clean up the node first')
                 check(entry, value)
             self.values = dataclasses.replace(self.values, **changes)  # type: ignore[type-var]

@@ -71,7 +71,8 @@ class PreprocessNode(ManagedNode[PreprocessParameters]):
     def diagnose(self, health: Health) -> None:
         if self._input is not None:
             self._input.diagnose(health)
-        health.values.update({'Output rate (Hz)': self.rate('published'), 'Output width (px)': self._spec.width, 'Output height (px)': self._spec.height})
+        health.values.update({'Output rate (Hz)': self.rate('published'), 'Output width (px)': self._spec.width,
+                              'Output height (px)': self._spec.height})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

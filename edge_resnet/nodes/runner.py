@@ -44,6 +44,8 @@ def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | No
         rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
         for factory in factories:
             nodes.append(factory())
+        for name in sorted(set.intersection(*(node.unknown_parameters for node in nodes))):
+            get_logger('edge_resnet').warning(f'unknown parameter {name}: ignored')
         for node in nodes:
             if stop.is_set():
                 break

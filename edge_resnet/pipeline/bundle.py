@@ -84,7 +84,7 @@ def load_bundle(model: str, settings: Mapping[str, Any] | None = None) -> Bundle
     """
     settings = {key: value for key, value in (settings or {}).items() if value not in (None, '', [], ())}
     if not model:
-        raise ParameterError('model is empty, expected a bundle\'s name, its folder, or a .tflite file')
+        raise ParameterError("model is empty, expected a bundle's name, its folder, or a .tflite file")
     if '..' in Path(model).parts:
         raise ParameterError(f'model is {model!r}: a path must not contain ".."')
     path = Path(model).expanduser()
@@ -129,14 +129,14 @@ def _bare(path: Path, settings: Mapping[str, Any]) -> Bundle:
     found.update(settings)
     for name in ('mean', 'std'):
         if name not in found:
-            raise ModelError(f'{path}: {name} is neither in the model\'s own metadata nor given as a parameter')
+            raise ModelError(f"{path}: {name} is neither in the model's own metadata nor given as a parameter")
     beside = path.with_name('labels.txt')
     if 'labels_file' in settings or (not described.labels and beside.is_file()):
         labels = read_labels(Path(settings.get('labels_file', beside)))
     else:
         labels = described.labels
     if not labels:
-        raise ModelError(f'{path}: no labels in the model\'s own metadata, none in {beside}, and no labels_file given')
+        raise ModelError(f"{path}: no labels in the model's own metadata, none in {beside}, and no labels_file given")
     return Bundle(path.stem, path, preprocessing_from(found, str(path)), labels, settings.get('output', 'softmax'), settings.get('label_offset', 0))
 
 
@@ -155,7 +155,8 @@ def preprocessing_from(values: Mapping[str, Any], where: str) -> Preprocessing:
                     raise ValueError
                 value = int(value)
         except (TypeError, ValueError) as error:
-            raise ModelError(f'{where}: {entry.name} is {value!r}, expected {"three numbers" if entry.name in ("mean", "std") else "an integer"}') from error
+            expected = 'three numbers' if entry.name in ('mean', 'std') else 'an integer'
+            raise ModelError(f'{where}: {entry.name} is {value!r}, expected {expected}') from error
         chosen[entry.name] = value
     try:
         return Preprocessing(**chosen)

@@ -37,7 +37,7 @@ class Classifier:
             raise ModelError(f'{bundle.name}: input shape is {source["shape"].tolist()}, the card says {[1, spec.height, spec.width, 3]}')
         outputs = int(np.prod(result['shape']))
         if outputs != len(bundle.labels) + bundle.label_offset:
-            raise ModelError(f'{bundle.name}: the model has {outputs} outputs, but {len(bundle.labels)} labels and label_offset {bundle.label_offset}')
+            raise ModelError(f'{bundle.name}: {outputs} outputs, but {len(bundle.labels)} labels and label_offset {bundle.label_offset}')
         self._source, self._result = source['index'], result['index']
         self.input_dtype: np.dtype = np.dtype(source['dtype'])
         self._output_dtype, self._output_quantization = np.dtype(result['dtype']), Quantization(*result['quantization'])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class StageJoiner:
 
     def _complete(self, stamp_ns: int, times: dict[str, int]) -> FrameLatency | None:
         marks = (stamp_ns, times[FRAME_READY], times[INFERENCE_DONE], times[ACTUATOR_COMMANDED])
-        slices = [(later - earlier) / 1e6 for earlier, later in zip(marks, marks[1:], strict=False)]
+        slices = [(later - earlier) / 1e6 for earlier, later in pairwise(marks)]
         if stamp_ns <= 0 or min(slices) < 0 or max(slices) > ABSURD_MS:
             self.clock_faults += 1
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,7 @@ def scores(output: np.ndarray, kind: str) -> np.ndarray:
     return softmax(output) if kind == 'logits' else np.clip(output, 0.0, 1.0)
 
 
-def top_k(values: np.ndarray, labels: list[str], k: int, threshold: float = 0.0) -> list[Score]:
+def top_k(values: np.ndarray, labels: Sequence[str], k: int, threshold: float = 0.0) -> list[Score]:
     """The best ``k`` of ``values`` at or above ``threshold``, best first; equal scores in label order."""
     k = min(k, len(values))
     best = np.argpartition(-values, k - 1)[:k] if k < len(values) else np.arange(len(values))

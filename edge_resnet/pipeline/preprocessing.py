@@ -74,4 +74,4 @@ def normalize(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
     """The real-valued network input for an RGB ``image``: (H, W, 3) uint8 -> (H, W, 3) float32, (x - mean) / std in the
     model's colour order. The quantised path tables this same arithmetic, see ``quantization.input_table``."""
     ordered = image[..., ::-1] if spec.color_order == 'bgr' else image
-    return (ordered.astype(np.float32) - np.float32(spec.mean)) / np.float32(spec.std)
+    return (ordered.astype(np.float32) - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)

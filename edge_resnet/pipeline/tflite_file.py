@@ -86,7 +86,7 @@ class _Table:
 def read(data: bytes) -> TfliteFile:
     """Describe the TFLite model ``data``; ModelError when it is not one."""
     if data[4:8] != b'TFL3':
-        raise ModelError(f'not a TFLite model: bytes 4 to 8 are {data[4:8]!r}, expected b\'TFL3\'')
+        raise ModelError(f"not a TFLite model: bytes 4 to 8 are {data[4:8]!r}, expected b'TFL3'")
     try:
         model = _Table.root(data)
         graph = model.tables(2)[0]
@@ -124,7 +124,7 @@ def _labels(data: bytes, name: str) -> tuple[str, ...]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if archive.getinfo(name).file_size > MAX_LABELS_BYTES:
-                raise ModelError(f'{name} in the model\'s metadata has over {MAX_LABELS_BYTES} bytes')
+                raise ModelError(f"{name} in the model's metadata has over {MAX_LABELS_BYTES} bytes")
             return tuple(archive.read(name).decode('utf-8').splitlines())
     except (zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
-        raise ModelError(f'the model\'s metadata names the label file {name!r}, which can\'t be read: {error}') from error
+        raise ModelError(f"the model's metadata names the label file {name!r}, which can't be read: {error}") from error

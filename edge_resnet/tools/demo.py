@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'edge_resnet on ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]}, Ctrl-C ends it', flush=True)
     stop = StopRequest().on_signals()
     namespace = ['-r', f'__ns:=/{deployment.namespace.strip("/")}'] if deployment.namespace else []
-    commands = {'console_node': [], **deployment.executables}
+    commands = {'console_node': ['--ros-args'], **deployment.executables}
     children = {
-        name: subprocess.Popen([sys.executable, '-m', f'edge_resnet.nodes.{name}', *arguments, '--ros-args', *deployment.ros_args, *namespace],
+        name: subprocess.Popen([sys.executable, '-m', f'edge_resnet.nodes.{name}', *arguments, *namespace],
                                preexec_fn=_die_with_parent)
         for name, arguments in commands.items()
     }

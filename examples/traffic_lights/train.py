@@ -20,11 +20,11 @@ from pathlib import Path
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
-import cv2  # noqa: E402
-import dataset  # noqa: E402
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
+import cv2
+import dataset
+import keras
+import numpy as np
+import tensorflow as tf
 
 SIZE = 224
 MEAN = STD = 127.5

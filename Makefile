@@ -1,0 +1,24 @@
+# make run [ARGS="source:=/dev/video0 ..."], make test, make lint
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint clean
+SHELL := /bin/bash
+
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup:  ## make .venv with ROS 2's rclpy and this package
+	@scripts/setup.sh
+
+run:  ## play the sample frames through the pipeline; ARGS='name:=value ...' as for ros2 launch
+	@scripts/run.sh $(ARGS)
+
+test:  ## set up and run all tests; PYTEST='test/unit -k gate' for some
+	@scripts/setup.sh tools test
+	@source scripts/env.sh && python -m pytest $(PYTEST)
+
+lint:  ## ruff and mypy
+	@scripts/setup.sh tools test
+	@source scripts/env.sh && ruff check . && mypy
+
+clean:  ## remove what was built
+	rm -rf .venv build install log .setup.lock *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
