@@ -118,7 +118,8 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
         temperature = 'temperature unknown' if self._temperature_c is None else f'{self._temperature_c:.1f} C'
         line = ' | '.join((
             f'{self._best[0]:<8}{self._best[1]:.2f}', f'ready {slices[0]} + inference {slices[1]} + actuator {slices[2]} = {slices[3]} ms',
-            f'{self.rate("results"):4.1f} Hz', f'{sum(self._dropped.values())} dropped', temperature, f'actuator {"ON " if self._actuator_on else "off"}'))
+            f'{self.rate("results"):4.1f} Hz', f'{sum(self._dropped.values())} dropped', temperature,
+            f'actuator {"ON " if self._actuator_on else "off"}'))
         if self.run.frames:
             line += f' | {100 * self.run.frames_right / self.run.frames:.1f} % right'
         print(f'\r\033[K{line}' if sys.stdout.isatty() else line, end='' if sys.stdout.isatty() else '\n', flush=True)

@@ -1,0 +1,18 @@
+"""Every test that talks over DDS stays on this machine and on a domain of its own."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).parent))  # test/tiny_model.py and test/bench.py for all test folders
+os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+os.environ['ROS_DOMAIN_ID'] = str(102 + os.getpid() % 100)
+
+
+@pytest.fixture
+def root() -> Path:
+    """The source tree."""
+    return ROOT

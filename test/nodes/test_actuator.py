@@ -1,0 +1,136 @@
+"""The actuator over topics and services: red switches on, any doubt off."""
+
+import time
+
+import pytest
+from bench import wait_for
+from rclpy.qos import qos_profile_sensor_data
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool
+from vision_msgs.msg import Classification, ObjectHypothesis
+
+from edge_resnet.conversions import Stamp
+from edge_resnet.nodes.actuator_node import ActuatorNode
+from edge_resnet.nodes.base import LATCHED_QOS
+
+
+class Rig:
+    """An actuator node, its state file and topics, and a feed of classifications."""
+
+    def __init__(self, bench, tmp_path, **parameters):
+        self.bench, self.file = bench, tmp_path / 'state'
+        self.node = bench.start(ActuatorNode, state_file=str(self.file), refractory_s=0.0, **parameters)
+        self.states = bench.listen(Bool, 'actuator/state', LATCHED_QOS)
+        self.feed = bench.publisher(Classification, 'classification')
+        wait_for(lambda: self.states, 'the latched state')
+
+    @property
+    def on(self):
+        return self.file.read_text() == '1\n'
+
+    def see(self, label='red', score=0.95, age_s=0.0, times=3):
+        for _ in range(times):
+            received = self.node._input.received
+            message = Classification(results=[ObjectHypothesis(class_id=label, score=score)])
+            stamp = Stamp.from_ns(time.time_ns() - round(age_s * 1e9))
+            message.header.stamp.sec, message.header.stamp.nanosec = stamp.sec, stamp.nanosec
+            self.feed.publish(message)
+            wait_for(lambda received=received: self.node._input.received > received, 'the classification')
+        time.sleep(0.02)
+
+    def call(self, armed):
+        client = self.bench.probe.create_client(SetBool, 'actuator/arm')
+        assert client.wait_for_service(10.0)
+        answer = client.call_async(SetBool.Request(data=armed))
+        wait_for(answer.done, 'the answer')
+        return answer.result()
+
+
+def test_red_is_on_green_is_off_and_the_topic_says_so(bench, tmp_path):
+    rig = Rig(bench, tmp_path)
+    assert not rig.on
+    rig.see('red', times=1)
+    assert not rig.on, 'debounced'
+    rig.see('red', times=1)
+    assert rig.on
+    rig.see('green', times=1)
+    assert not rig.on
+    wait_for(lambda: [state.data for state in rig.states] == [False, True, False], 'three states')
+
+
+@pytest.mark.parametrize(('score', 'age_s'), [(float('nan'), 0), (float('inf'), 0), (1.5, 0), (-0.1, 0), (0.95, 3600), (0.95, -3600), (0.95, 2.0)])
+def test_any_doubt_is_off(bench, tmp_path, score, age_s):
+    rig = Rig(bench, tmp_path)
+    rig.see()
+    assert rig.on
+    rig.see(score=score, age_s=age_s)
+    assert not rig.on
+    rig.see(score=score, age_s=age_s, times=5)
+    assert not rig.on
+
+
+def test_off_when_results_stop(bench, tmp_path):
+    rig = Rig(bench, tmp_path, max_result_age_s=0.3)
+    rig.see()
+    assert rig.on
+    wait_for(lambda: not rig.on, 'OFF by the watchdog', 3.0)
+
+
+def test_emergency_stop_latches_until_armed(bench, tmp_path):
+    rig, newest = Rig(bench, tmp_path), bench.diagnostics('actuator')
+    rig.see()
+    assert rig.on
+    stop = bench.publisher(Bool, 'emergency_stop', qos_profile_sensor_data)
+    stop.publish(Bool(data=True))
+    wait_for(lambda: not rig.on, 'OFF', 3.0)
+    bench.probe.destroy_publisher(stop)
+    rig.see(times=5)
+    assert not rig.on, 'latched though its publisher is gone'
+    wait_for(lambda: newest().get('', '').startswith('2 emergency stop'), 'an ERROR in the diagnostics')
+    assert rig.call(True).success
+    assert not rig.on
+    rig.see()
+    assert rig.on
+
+
+def test_disarmed_is_off_from_the_start(bench, tmp_path):
+    rig = Rig(bench, tmp_path, require_arm=True)
+    rig.see(times=5)
+    assert not rig.on
+    rig.call(True)
+    rig.see()
+    assert rig.on
+    rig.call(False)
+    assert not rig.on
+
+
+@pytest.mark.parametrize('end', ['trigger_deactivate', 'make_safe', 'destroy_node'])
+def test_off_however_it_ends(bench, tmp_path, end):
+    rig = Rig(bench, tmp_path)
+    rig.see()
+    assert rig.on
+    if end == 'destroy_node':
+        rig.node.trigger_shutdown()
+    else:
+        getattr(rig.node, end)()
+    assert not rig.on
+
+
+def test_off_after_activation_again(bench, tmp_path):
+    rig = Rig(bench, tmp_path)
+    rig.see()
+    rig.node.trigger_deactivate()
+    rig.node.trigger_activate()
+    assert not rig.on
+    wait_for(lambda: bench.probe.count_subscribers('classification'), 'the subscription')
+    time.sleep(0.2)
+    rig.see()
+    assert rig.on
+
+
+def test_unwritable_state_file_refuses_configure_by_name(bench, tmp_path):
+    node = bench.make(ActuatorNode, state_file=str(tmp_path))
+    node.trigger_configure()
+    assert not node.is_configured()
+    assert str(tmp_path) in node.failure
+    node.destroy_node()

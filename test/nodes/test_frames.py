@@ -1,0 +1,233 @@
+"""What happens to frames between the nodes: stamps, freshness, drops, quality of service, bad messages."""
+
+import time
+from array import array
+
+import cv2
+import numpy as np
+import pytest
+from bench import image_bytes, image_message, wait_for
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, TimeReference
+from std_srvs.srv import SetBool
+from vision_msgs.msg import Classification, LabelInfo
+
+from edge_resnet.conversions import stamp_ns
+from edge_resnet.nodes.base import FRAME_QOS, LATCHED_QOS
+from edge_resnet.nodes.camera_node import CameraNode
+from edge_resnet.nodes.inference_node import InferenceNode
+from edge_resnet.nodes.preprocess_node import PreprocessNode
+
+
+class FakeClassifier:
+    """Sees red wherever the picture is bright; takes ``delay_s``."""
+
+    runtime, input_dtype = 'fake', np.dtype(np.int8)
+
+    def __init__(self, bundle, delay_s=0.0):
+        self.bundle, self.delay_s = bundle, delay_s
+
+    def warm_up(self):
+        pass
+
+    def classify(self, image):
+        time.sleep(self.delay_s)
+        red = image.mean() / 255
+        return np.array([1 - red, red, 0.0], np.float32)
+
+
+def inference(bench, bundle, delay_s=0.0, **parameters):
+    return bench.start(lambda **options: InferenceNode(lambda bundle, *_: FakeClassifier(bundle, delay_s), **options), model=str(bundle), **parameters)
+
+
+def test_camera_publishes_stamped_frames_with_their_info_and_truth(bench, root):
+    images, infos = bench.listen(Image, 'image_raw', qos_profile_sensor_data), bench.listen(CameraInfo, 'camera_info', qos_profile_sensor_data)
+    truths, stages = bench.listen(Classification, 'ground_truth', FRAME_QOS), bench.listen(TimeReference, 'stage_times')
+    before = time.time_ns()
+    bench.start(CameraNode, framerate=20.0, frame_id='lens', image_hold_s=0.2, image_width=320, image_height=240)
+    wait_for(lambda: len(images) > 10 and len(infos) > 10 and len(truths) > 10, '10 frames')
+    image = images[5]
+    assert (image.width, image.height, image.encoding, image.step, image.header.frame_id) == (320, 240, 'bgr8', 960, 'lens')
+    assert before < stamp_ns(image.header) < time.time_ns()
+    stamps = [stamp_ns(message.header) for message in images]
+    assert stamps == sorted(set(stamps))
+    info = infos[5]
+    assert (info.width, info.height, info.header.frame_id) == (320, 240, 'lens')
+    assert info.k[0] == pytest.approx(0.829 * 320)
+    assert info.k[2] == 160
+    assert {message.results[0].class_id for message in truths} <= {'red', 'green', 'yellow'}
+    captured = {stamp_ns(record.header): record for record in stages if record.source == 'captured'}
+    assert set(stamps[1:-1]) & set(captured)
+    assert cv2.imread(str(root / 'samples' / '00.jpg')) is not None
+
+
+def test_compressed_images_only_while_someone_subscribes(bench, monkeypatch):
+    encoded = []
+    encode = cv2.imencode
+    monkeypatch.setattr('edge_resnet.nodes.camera_node.cv2.imencode', lambda *arguments: encoded.append(1) or encode(*arguments))
+    images = bench.listen(Image, 'image_raw', qos_profile_sensor_data)
+    bench.start(CameraNode, source='synthetic', framerate=20.0, image_width=64, image_height=48)
+    wait_for(lambda: len(images) > 5, '5 frames')
+    assert not encoded
+    compressed = bench.listen(CompressedImage, 'image_raw/compressed', qos_profile_sensor_data)
+    wait_for(lambda: len(compressed) > 2, '2 compressed frames')
+    assert cv2.imdecode(np.frombuffer(compressed[0].data, np.uint8), cv2.IMREAD_COLOR).shape == (48, 64, 3)
+
+
+def test_camera_without_its_source_waits_says_so_and_goes_on_when_it_comes(bench, tmp_path):
+    newest, images = bench.diagnostics('camera'), bench.listen(Image, 'image_raw', qos_profile_sensor_data)
+    bench.start(CameraNode, source=str(tmp_path / 'later.png'), image_width=64, image_height=48)
+    wait_for(lambda: 'later.png: there is no such file' in newest().get('', ''), 'a diagnostic that names the file')
+    assert newest()[''].startswith('2')
+    cv2.imwrite(str(tmp_path / 'later.png'), np.zeros((48, 64, 3), np.uint8))
+    wait_for(lambda: images, 'a frame')
+    wait_for(lambda: newest()[''].startswith('0'), 'a good diagnostic')
+
+
+def test_stamp_and_frame_id_travel_unchanged(bench, paper_bundle):
+    prepared, results = bench.listen(Image, 'image_preprocessed', qos_profile_sensor_data), bench.listen(Classification, 'classification', FRAME_QOS)
+    stages = bench.listen(TimeReference, 'stage_times')
+    bench.start(PreprocessNode, model=str(paper_bundle))
+    inference(bench, paper_bundle)
+    publisher = bench.publisher(Image, 'image_raw')
+    wait_for(lambda: bench.probe.count_subscribers('image_preprocessed') == 2, 'inference')
+    for n in range(1, 6):
+        publisher.publish(image_bytes(n * 1_000_000_007, np.full((48, 64, 3), 250, np.uint8)))
+        wait_for(lambda n=n: len(results) == n, f'result {n}')
+    assert [stamp_ns(message.header) for message in results] == [n * 1_000_000_007 for n in range(1, 6)]
+    assert {message.header.frame_id for message in [*prepared, *results, *stages]} == {'lens'}
+    assert [entry.class_id for entry in results[0].results] == ['red', 'green', 'yellow'], 'best first'
+    assert results[0].results[0].score == pytest.approx(250 / 255, abs=1e-6)
+    assert (prepared[0].width, prepared[0].height, prepared[0].encoding, prepared[0].step) == (32, 32, 'rgb8', 96)
+    wait_for(lambda: len(stages) == 15, 'all stage records')
+    for n in range(1, 6):
+        times = {record.source: stamp_ns(type('', (), {'stamp': record.time_ref})) for record in stages if stamp_ns(record.header) == n * 1_000_000_007}
+        assert times['frame_ready'] <= times['inference_started'] <= times['inference_done']
+
+
+@pytest.mark.parametrize('encoding', ['rgb8', 'bgr8'])
+def test_preprocess_gives_rgb_whatever_comes(bench, paper_bundle, encoding):
+    prepared = bench.listen(Image, 'image_preprocessed', qos_profile_sensor_data)
+    bench.start(PreprocessNode, model=str(paper_bundle))
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[..., encoding.index('r')] = 200
+    bench.publisher(Image, 'image_raw').publish(image_bytes(1, picture, encoding))
+    wait_for(lambda: prepared, 'an image')
+    assert list(prepared[0].data[:3]) == [200, 0, 0]
+
+
+def test_compressed_transport(bench, paper_bundle):
+    prepared = bench.listen(Image, 'image_preprocessed', qos_profile_sensor_data)
+    bench.start(PreprocessNode, model=str(paper_bundle), image_transport='compressed')
+    publisher = bench.publisher(CompressedImage, 'image_raw/compressed')
+    publisher.publish(CompressedImage(format='jpeg', data=array('B', b'\xff\xd8 not a picture')))
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[..., 2] = 200
+    good = CompressedImage(format='png', data=array('B', cv2.imencode('.png', picture)[1].tobytes()))
+    good.header.stamp.sec = 3
+    publisher.publish(good)
+    wait_for(lambda: prepared, 'an image')
+    assert prepared[0].header.stamp.sec == 3
+    assert list(prepared[0].data[:3]) == [200, 0, 0]
+
+
+def test_bad_images_are_refused_counted_and_the_next_good_one_passes(bench, paper_bundle):
+    prepared, newest = bench.listen(Image, 'image_preprocessed', qos_profile_sensor_data), bench.diagnostics('preprocess')
+    node = bench.start(PreprocessNode, model=str(paper_bundle))
+    publisher = bench.publisher(Image, 'image_raw')
+    spoiled = [{'encoding': 'rgb9'}, {'step': 3}, {'height': 0}, {'width': 70_000}, {'data': bytes(5)}, {'is_bigendian': 7}, {'encoding': '32FC1'}]
+    for fields in spoiled:
+        refused = node._input.refused
+        publisher.publish(image_message(**fields))
+        wait_for(lambda refused=refused: node._input.refused == refused + 1, f'the refusal of {fields}')
+    assert not prepared
+    publisher.publish(image_bytes(9))
+    wait_for(lambda: prepared, 'the good image')
+    wait_for(lambda: newest().get('Input refused') == str(len(spoiled)), 'the count in the diagnostics')
+
+
+def test_a_slow_model_gets_the_freshest_frame_and_every_drop_is_counted(bench, paper_bundle):
+    period_s, delay_s = 0.05, 0.25
+    stages, results = bench.listen(TimeReference, 'stage_times'), bench.listen(Classification, 'classification', FRAME_QOS)
+    node = inference(bench, paper_bundle, delay_s)
+    publisher = bench.publisher(Image, 'image_preprocessed')
+    sent = 0
+    start = time.monotonic()
+    while len(results) < 12:
+        publisher.publish(image_bytes(time.time_ns(), np.full((32, 32, 3), 128, np.uint8)))
+        sent += 1
+        time.sleep(max(0.0, start + sent * period_s - time.monotonic()))
+    ages = sorted((stamp_ns(type('', (), {'stamp': record.time_ref})) - stamp_ns(record.header)) / 1e9
+                  for record in stages if record.source == 'inference_started')
+    assert ages[len(ages) // 2] < 2 * period_s, f'ages at inference start: {ages}'
+    stamps = [stamp_ns(message.header) for message in results]
+    assert stamps == sorted(set(stamps)), 'never backwards'
+    hop = node._input
+    wait_for(lambda: hop.received + hop.superseded + hop.lost >= sent - 1, 'the account of all frames')
+    assert hop.received + hop.superseded + hop.lost <= sent
+    assert hop.superseded > 2 * hop.received, 'about four of five frames are dropped'
+
+
+def test_a_best_effort_publisher_is_met_and_the_conflict_reported(bench, paper_bundle):
+    prepared, newest = bench.listen(Image, 'image_preprocessed', qos_profile_sensor_data), bench.diagnostics('preprocess')
+    publisher = bench.probe.create_publisher(Image, 'image_raw', qos_profile_sensor_data)
+    bench.start(PreprocessNode, model=str(paper_bundle))
+    for n in range(1, 200):
+        publisher.publish(image_bytes(n))
+        if prepared:
+            break
+        time.sleep(0.05)
+    assert prepared
+    wait_for(lambda: '/probe (best_effort' in newest().get('', ''), 'a diagnostic that names the publisher')
+    assert '/preprocess asked for' in newest()['']
+
+
+def test_inference_says_its_labels_to_late_listeners_and_can_be_disabled(bench, paper_bundle):
+    inference(bench, paper_bundle, score_threshold=0.25)
+    labels = bench.listen(LabelInfo, 'label_info', LATCHED_QOS)
+    wait_for(lambda: labels, 'label_info')
+    assert [(entry.class_id, entry.class_name) for entry in labels[0].class_map] == [(0, 'green'), (1, 'red'), (2, 'yellow')]
+    assert labels[0].threshold == 0.25
+    client = bench.probe.create_client(SetBool, 'inference/enable')
+    assert client.wait_for_service(10.0)
+    results = bench.listen(Classification, 'classification', FRAME_QOS)
+    publisher = bench.publisher(Image, 'image_preprocessed')
+    for enabled, expected in ((False, 0), (True, 1)):
+        answer = client.call_async(SetBool.Request(data=enabled))
+        wait_for(answer.done, 'the answer')
+        assert answer.result().success
+        publisher.publish(image_bytes(5, np.full((32, 32, 3), 250, np.uint8)))
+        if expected:
+            wait_for(lambda: results, 'a result')
+        time.sleep(0.3)
+        assert len(results) == expected
+    assert [entry.class_id for entry in results[0].results] == ['red'], 'green at 0.02 is below the threshold'
+
+
+def test_deactivated_nodes_do_nothing(bench, paper_bundle):
+    node = inference(bench, paper_bundle)
+    results, publisher = bench.listen(Classification, 'classification', FRAME_QOS), bench.publisher(Image, 'image_preprocessed')
+    node.trigger_deactivate()
+    wait_for(lambda: not bench.probe.count_subscribers('image_preprocessed'), 'the subscription to end')
+    publisher.publish(image_bytes(5, np.full((32, 32, 3), 250, np.uint8)))
+    time.sleep(0.3)
+    assert not results
+    node.trigger_activate()
+    wait_for(lambda: bench.probe.count_subscribers('image_preprocessed'), 'the subscription')
+    time.sleep(0.2)
+    publisher.publish(image_bytes(6, np.full((32, 32, 3), 250, np.uint8)))
+    wait_for(lambda: results, 'a result')
+
+
+def test_a_callback_that_raises_is_counted_and_the_node_lives(bench, paper_bundle):
+    node = inference(bench, paper_bundle)
+    broken = node._classifier.classify
+    node._classifier.classify = lambda image: 1 / 0
+    results, publisher = bench.listen(Classification, 'classification', FRAME_QOS), bench.publisher(Image, 'image_preprocessed')
+    for n in range(1, 21):
+        publisher.publish(image_bytes(n, np.full((32, 32, 3), 250, np.uint8)))
+        wait_for(lambda n=n: node._input.received >= n, f'message {n}')
+    assert node.counts['errors'] == 20
+    node._classifier.classify = broken
+    publisher.publish(image_bytes(99, np.full((32, 32, 3), 250, np.uint8)))
+    wait_for(lambda: results, 'a result')

@@ -1,0 +1,31 @@
+"""The thermal monitor on a pretended board."""
+
+from bench import wait_for
+from sensor_msgs.msg import Temperature
+
+from edge_resnet.hardware.thermal import FakeBoard
+from edge_resnet.nodes.thermal_monitor_node import ThermalMonitorNode
+
+
+def test_temperature_and_throttling_are_published_and_each_change_logged_once(bench, tmp_path):
+    board = FakeBoard(tmp_path, 50.0)
+    temperatures, newest = bench.listen(Temperature, 'cpu_temperature'), bench.diagnostics('thermal_monitor')
+    node = bench.start(ThermalMonitorNode, sysfs_root=str(tmp_path), period_s=0.1)
+    wait_for(lambda: temperatures, 'a temperature')
+    assert temperatures[0].temperature == 50.0
+    wait_for(lambda: newest().get('') == '0 50.0 C', 'an OK diagnostic')
+    assert (newest()['Clock (MHz)'], newest()['Throttled'], newest()['Throttled since boot']) == ('1500', '0', 'unknown')
+    board.set(82.5, 1000.0, 0b0100)
+    wait_for(lambda: newest().get('', '').startswith('2 82.5 C; throttled'), 'an ERROR diagnostic')
+    assert node.counts['transitions'] == 1
+    board.set(70.0, 1500.0, 0)
+    wait_for(lambda: node.counts['transitions'] == 2, 'the end of throttling')
+    wait_for(lambda: newest().get('') == '0 70.0 C', 'an OK diagnostic')
+
+
+def test_what_cannot_be_read_is_unknown_and_a_warning(bench, tmp_path):
+    temperatures, newest = bench.listen(Temperature, 'cpu_temperature'), bench.diagnostics('thermal_monitor')
+    bench.start(ThermalMonitorNode, sysfs_root=str(tmp_path / 'nothing'), period_s=0.1)
+    wait_for(lambda: newest().get('') == '1 temperature unknown', 'a WARN diagnostic')
+    assert {newest()[key] for key in ('Temperature (C)', 'Clock (MHz)', 'Throttled', 'Under voltage', 'Memory available (MB)')} == {'unknown'}
+    assert not temperatures
