@@ -1,6 +1,6 @@
 # make run [ARGS="source:=/dev/video0 ..."], make test, make lint
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint clean
+.PHONY: help setup run test lint clean bench-footprint
 SHELL := /bin/bash
 
 help:  ## this list
@@ -22,3 +22,7 @@ lint:  ## ruff and mypy
 
 clean:  ## remove what was built
 	rm -rf .venv build install log .setup.lock *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+bench-footprint:  ## memory and processor time of the running and the deactivated pipeline
+	@scripts/setup.sh
+	@source scripts/env.sh && python benchmarks/footprint.py 2>/dev/null

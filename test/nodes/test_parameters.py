@@ -17,7 +17,7 @@ def test_yaml_has_every_parameter_with_its_default(name, root):
     text = (root / 'config' / 'pipeline.yaml').read_text()
     given = yaml.safe_load(text)[f'/**/{name}']['ros__parameters']
     declared = {entry.name: default_of(entry) for entry in dataclasses.fields(factory(name).Parameters)}
-    assert given == {key: value for key, value in declared.items() if value != []}, 'an empty list can\'t be written in a parameter file'
+    assert given == {key: value for key, value in declared.items() if value != []}, "an empty list can't be written in a parameter file"
     assert list(yaml.safe_load(text)) == [f'/**/{node}' for node in NODES]
     for key in declared:
         assert f'{key}:' in text
@@ -37,14 +37,14 @@ def test_every_parameter_is_described_and_numbers_have_a_range(name, bench):
 @pytest.mark.parametrize(('name', 'parameters', 'message'), [
     ('camera', {'framerate': 1000.0}, 'framerate is 1000.0, expected 0.1 to 240.0'),
     ('camera', {'framerate': float('nan')}, 'framerate is nan, expected 0.1 to 240.0'),
-    ('camera', {'framerate': 'fast'}, 'framerate is \'fast\', expected a number'),
+    ('camera', {'framerate': 'fast'}, "framerate is 'fast', expected a number"),
     ('camera', {'image_width': 8}, 'image_width is 8, expected 16 to 8192'),
     ('camera', {'loop': 1}, 'loop is 1, expected true or false'),
-    ('camera', {'flip': 'sideways'}, 'flip is \'sideways\', expected one of none, horizontal, vertical, both'),
-    ('preprocess', {'resize': 'squash'}, 'resize is \'squash\', expected one of , stretch, center_crop, letterbox'),
-    ('preprocess', {'mean': 'grey'}, 'mean is \'grey\', expected a list of numbers'),
+    ('camera', {'flip': 'sideways'}, "flip is 'sideways', expected one of none, horizontal, vertical, both"),
+    ('preprocess', {'resize': 'squash'}, "resize is 'squash', expected one of , stretch, center_crop, letterbox"),
+    ('preprocess', {'mean': 'grey'}, "mean is 'grey', expected a list of numbers"),
     ('inference', {'num_threads': 0}, 'num_threads is 0, expected 1 to 64'),
-    ('inference', {'runtime': 'onnx'}, 'runtime is \'onnx\', expected one of auto, litert, tflite_runtime'),
+    ('inference', {'runtime': 'onnx'}, "runtime is 'onnx', expected one of auto, litert, tflite_runtime"),
     ('actuator', {'gpio_pin': 99}, 'gpio_pin is 99, expected 0 to 27'),
     ('actuator', {'on_threshold': 1.5}, 'on_threshold is 1.5, expected 0.0 to 1.0'),
     ('thermal_monitor', {'temp_warn_c': 90.0}, 'temp_warn_c is 90.0 and temp_error_c 80.0, expected warn <= error'),
