@@ -50,7 +50,7 @@ def deactivate() -> None:
         future = client.call_async(request)
         rclpy.spin_until_future_complete(node, future, timeout_sec=20.0)
         if future.result() is None or not future.result().success:
-            raise SystemExit(f'{name} can\'t be deactivated')
+            raise SystemExit(f"{name} can't be deactivated")
     node.destroy_node()
 
 

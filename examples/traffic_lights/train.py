@@ -30,7 +30,7 @@ SIZE = 224
 MEAN = STD = 127.5
 
 # (pixels, epochs) of each stage: most of the learning happens at half the cost, the last epochs at the real size.
-STAGES = {'resnet50': ((96, 8), (160, 3), (SIZE, 1)), 'mobilenetv3_small': ((SIZE, 16),), 'mobilenetv3_small_minimalistic': ((SIZE, 16),)}
+STAGES = {'resnet50': ((128, 6), (SIZE, 6)), 'mobilenetv3_small': ((SIZE, 16),), 'mobilenetv3_small_minimalistic': ((SIZE, 16),)}
 
 
 def build(arch: str, size: int) -> keras.Model:

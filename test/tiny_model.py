@@ -1,0 +1,91 @@
+"""A whole TFLite classifier in 2 kB, made here: tells green, red and yellow 32x32 patches apart. For tests of everything that takes a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as tflite
+
+SIZE = 32
+LABELS = ('green', 'red', 'yellow')
+COLORS = {'green': (30, 200, 60), 'red': (220, 40, 30), 'yellow': (230, 210, 40)}  # RGB
+MEAN_STD = {'mean': (127.5,) * 3, 'std': (127.5,) * 3}
+FLAGS = ['--mean', '127.5', '127.5', '127.5', '--std', '127.5', '127.5', '127.5', '--resize', 'stretch', '--color-order', 'rgb']
+
+
+def tiny_float_model(path: Path, *, signature: bool = True, softmax: bool = True) -> bytes:
+    """Write a float model to ``path``: input (1, 32, 32, 3) normalised with MEAN_STD, output (1, 3) scores in the order of LABELS.
+
+    Four 3x3 averages (red and green, above and below the middle), a global average, one fully connected layer.
+    """
+    kernel = np.zeros((4, 3, 3, 3), np.float32)  # output channel, height, width, input channel
+    for out, (channel, sign) in enumerate(((0, 1), (1, 1), (0, -1), (1, -1))):
+        kernel[out, :, :, channel] = sign / 9
+    dense = np.array([[-1, 4, 4, 0], [4, -1, 0, 4], [4, 4, 0, 0]], np.float32)  # green, red, yellow of (red, green, not red, not green)
+    buffers, tensors = [np.empty(0, np.uint8)], []
+
+    def tensor(name: str, shape: tuple[int, ...], data: np.ndarray | None = None) -> int:
+        made = tflite.TensorT()
+        made.name, made.shape, made.quantization = name, list(shape), tflite.QuantizationParametersT()
+        made.type = tflite.TensorType.INT32 if data is not None and data.dtype == np.int32 else tflite.TensorType.FLOAT32
+        made.buffer = len(buffers)
+        buffers.append(np.empty(0, np.uint8) if data is None else np.frombuffer(data.tobytes(), np.uint8))
+        tensors.append(made)
+        return len(tensors) - 1
+
+    def operator(code: int, kind: str, inputs: list[int], output: int, **options: int | float | bool) -> tflite.OperatorT:
+        made = tflite.OperatorT()
+        made.opcodeIndex, made.inputs, made.outputs = code, inputs, [output]
+        made.builtinOptionsType = getattr(tflite.BuiltinOptions, kind)
+        made.builtinOptions = getattr(tflite, f'{kind}T')()
+        for name, value in options.items():
+            setattr(made.builtinOptions, name, value)
+        return made
+
+    half = SIZE // 2
+    image, scores = tensor('image', (1, SIZE, SIZE, 3)), tensor('scores', (1, 3))
+    maps, means, logits = tensor('maps', (1, half, half, 4)), tensor('means', (1, 4)), tensor('logits', (1, 3))
+    weights, bias = tensor('kernel', kernel.shape, kernel), tensor('bias', (4,), np.zeros(4, np.float32))
+    axes = tensor('axes', (2,), np.array([1, 2], np.int32))
+    dense_weights, dense_bias = tensor('dense', dense.shape, dense), tensor('dense_bias', (3,), np.zeros(3, np.float32))
+    relu = tflite.ActivationFunctionType.RELU
+    operators = [
+        operator(0, 'Conv2DOptions', [image, weights, bias], maps, padding=tflite.Padding.SAME, strideW=2, strideH=2, fusedActivationFunction=relu),
+        operator(1, 'ReducerOptions', [maps, axes], means, keepDims=False),
+        operator(2, 'FullyConnectedOptions', [means, dense_weights, dense_bias], logits),
+        operator(3, 'SoftmaxOptions', [logits], scores, beta=1.0)][:4 if softmax else 3]
+    output = scores if softmax else logits
+
+    graph = tflite.SubGraphT()
+    graph.tensors, graph.operators, graph.inputs, graph.outputs = tensors, operators, [image], [output]
+    model = tflite.ModelT()
+    model.version, model.subgraphs, model.buffers, model.operatorCodes = 3, [graph], [], []
+    for data in buffers:
+        model.buffers.append(tflite.BufferT())
+        model.buffers[-1].data = data if data.size else None
+    for name in ('CONV_2D', 'MEAN', 'FULLY_CONNECTED', 'SOFTMAX'):
+        code = tflite.OperatorCodeT()
+        code.builtinCode = code.deprecatedBuiltinCode = getattr(tflite.BuiltinOperator, name)
+        code.version = 1
+        model.operatorCodes.append(code)
+    if signature:
+        entry = tflite.SignatureDefT()
+        entry.signatureKey, entry.subgraphIndex = 'serving_default', 0
+        for side, name, index in (('inputs', 'image', image), ('outputs', 'scores', output)):
+            pair = tflite.TensorMapT()
+            pair.name, pair.tensorIndex = name, index
+            setattr(entry, side, [pair])
+        model.signatureDefs = [entry]
+    builder = flatbuffers.Builder(4096)
+    builder.Finish(model.Pack(builder), b'TFL3')
+    data = bytes(builder.Output())
+    path.write_bytes(data)
+    return data
+
+
+def patch(label: str, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
+    """(size, size, 3) uint8 RGB: a light of ``label``'s colour on a background of its own, noisy; no two are alike."""
+    blocks = rng.integers(-60, 60, (8, 8, 3)).repeat(size // 8, 0).repeat(size // 8, 1)
+    return np.clip(np.array(COLORS[label]) * rng.uniform(0.7, 1.2) + blocks + rng.normal(0, 4, (size, size, 3)), 0, 255).astype(np.uint8)
