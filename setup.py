@@ -6,6 +6,8 @@ from xml.etree import ElementTree
 
 from setuptools import find_packages, setup
 
+from distutils.command.install_data import install_data  # isort: skip  setuptools provides it
+
 NAME = 'edge_resnet'
 here = Path(__file__).resolve().parent
 
@@ -24,6 +26,22 @@ def shared(*folders):
         for path in sorted((here / folder).rglob('*')):
             if path.is_file() and '__pycache__' not in path.parts:
                 yield f'share/{NAME}/{path.parent.relative_to(here)}', [str(path.relative_to(here))]
+
+
+class InstallData(install_data):
+    """pip puts executables into bin/ whatever setup.cfg says, but ros2 run and ros2 launch look for them in lib/edge_resnet."""
+
+    def run(self):
+        super().run()
+        if Path(self.get_finalized_command('install').install_scripts).name == NAME:
+            return  # colcon: they are there
+        folder = Path(self.install_dir, 'lib', NAME)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (entry.split(' = ')[0] for entry in executables()):
+            script = folder / name
+            script.write_text(f'#!/bin/sh\nexec "$(dirname "$(readlink -f "$0")")/../../bin/{name}" "$@"\n')
+            script.chmod(0o755)
+            self.outfiles.append(str(script))
 
 
 package = ElementTree.parse(here / 'package.xml').getroot()
@@ -45,5 +63,6 @@ setup(
     install_requires=['setuptools'],
     extras_require={'export': ['tensorflow-cpu==2.18.1'], 'train': ['tensorflow-cpu==2.18.1']},
     zip_safe=False,
+    cmdclass={'install_data': InstallData},
     entry_points={'console_scripts': list(executables())},
 )

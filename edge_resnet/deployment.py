@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_resnet.exceptions import ParameterError
-from edge_resnet.pipeline.bundle import find_shared
+from edge_resnet.exceptions import ModelError, ParameterError
+from edge_resnet.pipeline.bundle import find_shared, load_bundle
 
 NODES = ('camera', 'preprocess', 'inference', 'actuator', 'thermal_monitor')  # in the order of the data
 LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
-BOOLEANS = ('true', 'false')
+BOOLEANS = ('true', 'false', 'True', 'False')  # Python launch files pass the latter two
+RESPAWN_DELAY_S = 1.0
+MAX_STARTS, START_WINDOW_S = 5, 60.0  # of one executable that keeps ending
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,10 @@ def plan(given: Mapping[str, str]) -> Deployment:
         if known[name].choices and value not in known[name].choices:
             raise ParameterError(f'{name} is {value!r}, expected one of {", ".join(choice or "nothing" for choice in known[name].choices)}')
     values = {argument.name: given.get(argument.name, argument.default) for argument in ARGUMENTS}
+    values.update({name: value.lower() for name, value in values.items() if known[name].choices == BOOLEANS})
+    if not re.fullmatch(r'/?([A-Za-z_]\w*(/[A-Za-z_]\w*)*/?)?', values['namespace'], re.ASCII):
+        raise ParameterError(f'namespace is {values["namespace"]!r}, expected names of letters, digits and _ with / between them')
+    check_model(values['model'])
     params_file = Path(values['params_file']) if values['params_file'] else find_shared('config', 'pipeline.yaml')
     if not params_file.is_file():
         raise ParameterError(f'params_file {params_file}: there is no such file')
@@ -81,7 +90,38 @@ def plan(given: Mapping[str, str]) -> Deployment:
         own = [f'{RENAMED.get(name, name)}:={json.dumps(values[name])}' for name, targets in PARAMETERS.items()
                if values[name] and set(targets) & set(inside)]
         executables[executable] = [*(inside if composed else ()), '--ros-args', *ros_args, *(part for text in own for part in ('-p', text))]
-    return Deployment(executables, values['namespace'], values['use_respawn'] == 'true')
+    return Deployment(executables, values['namespace'].rstrip('/') or values['namespace'], values['use_respawn'] == 'true')
+
+
+def check_model(model: str) -> None:
+    """ModelError here, once, rather than from each node that takes ``model``; empty: the params file's, which the nodes check."""
+    if not model.endswith('.tflite'):  # whose settings may stand in the params file
+        if model:
+            load_bundle(model)
+    elif not Path(model).expanduser().is_file():
+        raise ModelError(f'model {model!r}: there is no such .tflite file')
+
+
+class RespawnLimit:
+    """Ends the respawning of an executable that keeps ending: ``MAX_STARTS`` starts within ``START_WINDOW_S``, the first one included.
+
+    A SIGKILL comes from outside, from a user or from a machine short of memory, and doesn't count.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends: list[float] = []
+
+    def allows(self, returncode: int) -> bool:
+        """Whether to start again after an end with ``returncode``, negative for a signal."""
+        if returncode == -signal.SIGKILL:
+            return True
+        now = self._clock()
+        self._ends = [*(end for end in self._ends if now - end < START_WINDOW_S), now]
+        return len(self._ends) < MAX_STARTS
+
+    def __str__(self) -> str:
+        return f'ended {len(self._ends)} times within {START_WINDOW_S:g} s'
 
 
 def transport_environment(environment: Mapping[str, str]) -> dict[str, str]:

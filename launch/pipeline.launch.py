@@ -4,26 +4,48 @@ Without an argument it plays the sample frames through the default model into th
 ``--show-args`` lists the arguments; each is a ``LaunchArgument`` of ``edge_resnet.deployment``.
 """
 
-import os
+import shutil
 
-from launch_ros.actions import Node, PushROSNamespace
+from launch_ros.actions import Node
 
-from edge_resnet.deployment import ARGUMENTS, plan, transport_environment
+from edge_resnet.deployment import ARGUMENTS, RESPAWN_DELAY_S, RespawnLimit, plan, transport_environment
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import DeclareLaunchArgument, GroupAction, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction
+from launch.events import matches_action
+from launch.events.process import ProcessExited, ShutdownProcess
+from launch.logging import get_logger
 from launch.substitutions import LaunchConfiguration
 
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The nodes, once the arguments have their values."""
     deployment = plan({argument.name: LaunchConfiguration(argument.name).perform(context) for argument in ARGUMENTS})
-    nodes = [
-        Node(package='edge_resnet', executable=executable, arguments=arguments, output='both', emulate_tty=True,
-             respawn=deployment.respawn, respawn_delay=1.0)
+    return [
+        Node(package='edge_resnet', executable=executable, exec_name=executable, arguments=arguments, namespace=deployment.namespace,
+             additional_env=transport_environment(context.environment), prefix=prefix(context), output='both', emulate_tty=True,
+             respawn=deployment.respawn, respawn_delay=RESPAWN_DELAY_S, on_exit=watch(executable) if deployment.respawn else None)
         for executable, arguments in deployment.executables.items()
     ]
-    variables = [SetEnvironmentVariable(name, value) for name, value in transport_environment(os.environ).items()]
-    return [*variables, GroupAction([PushROSNamespace(deployment.namespace), *nodes])]
+
+
+def prefix(context: LaunchContext) -> str | None:
+    """The kernel ends the nodes, safely, when ros2 launch itself is killed; it would leave them running. Not under the user's own prefix."""
+    if context.launch_configurations.get('launch-prefix') or shutil.which('setpriv') is None:
+        return None
+    return 'setpriv --pdeathsig TERM'
+
+
+def watch(executable: str):
+    """What to do when a process of ``executable`` has ended: nothing, so that it starts again, or give it up."""
+    limit = RespawnLimit()
+
+    def on_exit(event: ProcessExited, context: LaunchContext) -> EmitEvent | None:
+        if context.is_shutdown or limit.allows(event.returncode):
+            return None
+        get_logger(executable).error(f'{limit}: not started again')
+        return EmitEvent(event=ShutdownProcess(process_matcher=matches_action(event.action)))
+
+    return on_exit
 
 
 def generate_launch_description() -> LaunchDescription:
