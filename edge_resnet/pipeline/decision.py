@@ -58,16 +58,14 @@ class DecisionGate:
         self._config, self._now = config, now
         self._armed = not config.require_arm
         self._stopped = False
+        self._on, self._on_since, self._off_since = False, -math.inf, -math.inf
         self.reset()
 
     def reset(self) -> None:
-        """OFF and without memory of earlier results; armed and stopped stay as they are."""
-        self._on = False
-        self._reason = 'no result yet'
-        self._streak = 0
+        """OFF and without memory of earlier results; armed, stopped and the refractory time stay as they are."""
+        self._off('no result yet')
         self._exhausted = False  # max_on_s ran out and the target has not been gone since
         self._result_time: float | None = None  # when the newest result's frame was captured, on the steady clock
-        self._on_since = self._off_since = -math.inf
 
     @property
     def armed(self) -> bool:
@@ -94,6 +92,7 @@ class DecisionGate:
         now = self._now()
         if not self._armed or self._stopped:
             return self._off('emergency stop' if self._stopped else 'not armed')
+        self.tick()  # a result after a silence begins a new streak, even if nobody ticked meanwhile
         fault = self._fault(scores, age_s)
         if fault:
             self._result_time = None
