@@ -21,6 +21,7 @@ import numpy as np
 
 from edge_resnet.exceptions import ParameterError
 from edge_resnet.pipeline.classifier import Classifier
+from edge_resnet.pipeline.interpreter import CHOICES
 from edge_resnet.pipeline.postprocessing import top_k
 from edge_resnet.pipeline.preprocessing import resize
 from edge_resnet.tools import report
@@ -36,12 +37,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser('evaluate', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', required=True, help="a bundle's name or folder, or a folder with float.tflite")
     parser.add_argument('--photos', type=Path, required=True, help='labelled folder or CSV')
-    parser.add_argument('--out', type=Path, required=True, help='folder to make for the report')
     parser.add_argument('--against', metavar='MODEL', help='a second model with the same labels')
-    report.runtime_options(parser)
-    parser.add_argument('--force', action='store_true', help='replace an earlier report')
-    parser.add_argument('--json', action='store_true', help='print the report as JSON')
-    return parser.parse_args(argv)
+    parser.add_argument('--runtime', choices=CHOICES, default='auto', help='(default: the first one installed)')
+    parser.add_argument('--threads', type=int, default=1, help='of one inference (default: %(default)s)')
+    return report.options(parser).parse_args(argv)
 
 
 def wilson(right: int, count: int) -> list[float]:
@@ -59,17 +58,14 @@ def mcnemar(first: int, second: int) -> float:
 
 def reliability(right: np.ndarray, score: np.ndarray) -> dict[str, Any]:
     """ECE, the expected calibration error (Naeini 2015), and its bins, of (N,) bool ``right`` and (N,) ``score`` of the first class."""
-    which = np.minimum((score * BINS).astype(int), BINS - 1)
-    bins = []
+    which, bins, gap = np.minimum((score * BINS).astype(int), BINS - 1), [], 0.0
     for index in range(BINS):
         inside = which == index
-        some = bool(inside.any())
-        bins.append({'low': index / BINS, 'high': (index + 1) / BINS, 'count': int(inside.sum()),
-                     'score': float(score[inside].mean()) if some else None, 'accuracy': float(right[inside].mean()) if some else None})
-    ece = sum(entry['count'] * abs(entry['score'] - entry['accuracy']) for entry in bins if entry['count']) / len(right)
-    for entry in bins:
-        entry.update(score=report.rounded(entry['score'], 4), accuracy=report.rounded(entry['accuracy'], 4))
-    return {'ece': round(ece, 4), 'bins': bins}
+        count, hits, total = int(inside.sum()), int(right[inside].sum()), float(score[inside].sum())
+        gap += abs(total - hits)
+        bins.append({'low': index / BINS, 'high': (index + 1) / BINS, 'count': count,
+                     'score': round(total / count, 4) if count else None, 'accuracy': round(hits / count, 4) if count else None})
+    return {'ece': round(gap / len(right), 4), 'bins': bins}
 
 
 def metrics(truth: np.ndarray, best: np.ndarray, score: np.ndarray, within: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
@@ -149,7 +145,7 @@ def markdown(result: dict[str, Any], plots: bool) -> str:
         '![Confusion matrix](confusion.png) ![Reliability](reliability.png)\n' if plots else report.NO_PLOTS])
 
 
-def plot_confusion(result: dict[str, Any], chart: Any) -> Any:
+def plot_confusion(result: dict[str, Any], chart: Any) -> None:
     """The matrix of all classes that occur, or of the MATRIX_CLASSES with the most confusions."""
     confusion = result['confusion']
     wrong = {entry['label']: entry['support'] + entry['predicted'] - 2 * confusion.get(entry['label'], {}).get(entry['label'], 0)
@@ -166,10 +162,9 @@ def plot_confusion(result: dict[str, Any], chart: Any) -> Any:
     axes.set_yticks(range(len(labels)), labels)
     rest = '' if len(labels) == len(wrong) else f'\nthe {len(labels)} most confused of {len(wrong)} classes'
     axes.set(xlabel='taken for', ylabel='is', title=f'{result["model"]["name"]}: top-1 {report.percent(result["top1"])}{rest}')
-    return chart
 
 
-def plot_reliability(result: dict[str, Any], chart: Any) -> Any:
+def plot_reliability(result: dict[str, Any], chart: Any) -> None:
     bins = [entry for entry in result['calibration']['bins'] if entry['count']]
     upper, lower = chart.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color='grey', linestyle='--', label='perfect')
@@ -181,7 +176,6 @@ def plot_reliability(result: dict[str, Any], chart: Any) -> Any:
     lower.bar_label(bars, fontsize=8)
     lower.set(xlabel='score of the first class', ylabel='photos')
     lower.margins(y=0.2)
-    return chart
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -191,13 +185,8 @@ def main(argv: list[str] | None = None) -> int:
         report.check_out(args.out, FILES, args.force)
         result = evaluate(args)
         side = 3 + 0.3 * min(len(result['per_class']), MATRIX_CLASSES)
-        charts = report.figures((side, side), (5, 6))
-        plots = charts[0] is not None
-        text = markdown(result, plots)
-        drawn = (plot_confusion(result, charts[0]), plot_reliability(result, charts[1])) if plots else (None, None)
-        report.write(args.out, dict(zip(FILES, (report.as_json(result), text, *drawn), strict=True)))
-        print(report.as_json(result) if args.json else f'written to {args.out}\n\n{text}', end='')
-        return 0
+        return report.deliver(args, FILES, result, markdown, ((side, side), lambda chart: plot_confusion(result, chart)),
+                              ((5, 6), lambda chart: plot_reliability(result, chart)))
 
     return report.run('evaluate', work)
 

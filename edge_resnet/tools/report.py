@@ -17,7 +17,6 @@ from typing import Any
 
 from edge_resnet.exceptions import EdgeResnetError, ParameterError
 from edge_resnet.pipeline.bundle import Bundle, load_bundle
-from edge_resnet.pipeline.interpreter import RUNTIMES
 
 FLOAT = 'float.tflite'
 SETTINGS = ('labels', 'resize', 'color_order', 'mean', 'std', 'output', 'label_offset')  # what calibrate's command line can say of a float model
@@ -35,6 +34,14 @@ def run(tool: str, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f'{tool}: interrupted, nothing was written', file=sys.stderr)
         return 130
+
+
+def options(parser: argparse.ArgumentParser, required: bool = True) -> argparse.ArgumentParser:
+    """``parser`` with the options of every report."""
+    parser.add_argument('--out', type=Path, required=required, help='folder to make for the report')
+    parser.add_argument('--force', action='store_true', help='replace an earlier report')
+    parser.add_argument('--json', action='store_true', help='print the report as JSON')
+    return parser
 
 
 def check(args: argparse.Namespace, bounds: Mapping[str, tuple[float, float]]) -> None:
@@ -87,16 +94,6 @@ def read(path: Path, kind: str) -> dict[str, Any]:
     return found
 
 
-def figures(*sizes: tuple[float, float]) -> list[Any]:
-    """Empty figures of these (width, height) in inches, drawn without a screen; without matplotlib Nones, and that is said."""
-    try:
-        from matplotlib.figure import Figure  # without pyplot a figure saves through Agg and needs no screen
-    except ImportError:
-        print('matplotlib is not installed: plots are left out (pip install -r requirements/tools.txt)', file=sys.stderr)
-        return [None] * len(sizes)
-    return [Figure(figsize=size, layout='constrained') for size in sizes]
-
-
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], missing: str = 'unknown') -> str:
     """A Markdown table; the first column is text, the others numbers. ``missing`` stands for None."""
     lines = [head, ['---', *['---:'] * (len(head) - 1)], *rows]
@@ -127,7 +124,7 @@ def check_out(out: Path, files: Sequence[str], force: bool) -> None:
 
 
 def write(out: Path, contents: Mapping[str, Any]) -> None:
-    """Write the folder ``out`` with a file for each of ``contents``, texts and figures, whole or not at all. None is left out."""
+    """Write the folder ``out`` with a file for each of ``contents``, texts and figures, whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as temp:
         folder = Path(temp) / 'out'  # has ordinary permissions, unlike the temporary folder itself
@@ -135,18 +132,29 @@ def write(out: Path, contents: Mapping[str, Any]) -> None:
         for name, content in contents.items():
             if isinstance(content, str):
                 (folder / name).write_text(content, encoding='utf-8')
-            elif content is not None:
+            else:
                 content.savefig(folder / name, dpi=110)
         if out.exists():
             out.rename(Path(temp) / 'old')
         folder.rename(out)
 
 
-def as_json(report: Mapping[str, Any]) -> str:
-    return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + '\n'
+def deliver(args: argparse.Namespace, files: Sequence[str], result: Mapping[str, Any], markdown: Callable[[Any, bool], str],
+            *plots: tuple[tuple[float, float], Callable[[Any], None]]) -> int:
+    """Write ``files`` (JSON, Markdown, a PNG for each of ``plots``) into the folder ``args.out`` and print the first or the second.
 
-
-def runtime_options(parser: argparse.ArgumentParser) -> None:
-    """--runtime and --threads, for a tool that runs its models in one way."""
-    parser.add_argument('--runtime', choices=('auto', *RUNTIMES), default='auto', help='(default: the first one installed)')
-    parser.add_argument('--threads', type=int, default=1, help='of one inference (default: %(default)s)')
+    A plot is (width, height) in inches and what draws it; without matplotlib they are left out, and that is said."""
+    try:
+        from matplotlib.figure import Figure  # without pyplot a figure saves through Agg and needs no screen
+    except ImportError:
+        print('matplotlib is not installed: plots are left out (pip install -r requirements/tools.txt)', file=sys.stderr)
+        plots = ()
+    charts = []
+    for size, draw in plots:
+        charts.append(Figure(figsize=size, layout='constrained'))
+        draw(charts[-1])
+    data, text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + '\n', markdown(result, bool(charts))
+    if args.out:
+        write(args.out, dict(zip(files, (data, text, *charts), strict=False)))
+    print(data if args.json else f'written to {args.out}\n\n{text}' if args.out else text, end='')
+    return 0
