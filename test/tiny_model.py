@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import tempfile
 from pathlib import Path
 
 import flatbuffers
 import numpy as np
+import yaml
 from ai_edge_litert import schema_py_generated as tflite
 
 SIZE = 32
@@ -78,11 +82,73 @@ def tiny_float_model(path: Path, *, signature: bool = True, softmax: bool = True
             pair.name, pair.tensorIndex = name, index
             setattr(entry, side, [pair])
         model.signatureDefs = [entry]
-    builder = flatbuffers.Builder(4096)
-    builder.Finish(model.Pack(builder), b'TFL3')
-    data = bytes(builder.Output())
+    data = packed(model)
     path.write_bytes(data)
     return data
+
+
+def packed(model: tflite.ModelT) -> bytes:
+    builder = flatbuffers.Builder(4096)
+    builder.Finish(model.Pack(builder), b'TFL3')
+    return bytes(builder.Output())
+
+
+def unpacked(data: bytes) -> tflite.ModelT:
+    return tflite.ModelT.InitFromPackedBuf(data, 0)
+
+
+@functools.cache
+def model_bytes(dtype: str = 'float32', *, softmax: bool = True) -> bytes:
+    """The classifier with input and output of ``dtype``: float32, int8 or uint8."""
+    if dtype == 'uint8':
+        return _with_uint8_ends(model_bytes('int8', softmax=softmax))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'model.tflite'
+        data = tiny_float_model(path, softmax=softmax)
+        if dtype == 'int8':
+            from edge_resnet.pipeline.preprocessing import Preprocessing
+            from edge_resnet.tools.calibrate import Quantization
+
+            rng = np.random.default_rng(1)
+            quantization = Quantization(data, Preprocessing(SIZE, SIZE))
+            quantization.measure([patch(label, rng) for label in LABELS * 20])
+            quantization.quantize('int8', path)
+            data = path.read_bytes()
+    return data
+
+
+def _with_uint8_ends(data: bytes) -> bytes:
+    """The int8 model ``data`` between two QUANTIZE operators: uint8 is int8 with a zero point 128 higher."""
+    model = unpacked(data)
+    graph, code = model.subgraphs[0], tflite.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = tflite.BuiltinOperator.QUANTIZE
+    code.version = 1
+    model.operatorCodes.append(code)
+    model.signatureDefs = []
+    for side, place in ((graph.inputs, 0), (graph.outputs, len(graph.operators) + 1)):
+        inner, outer = graph.tensors[side[0]], tflite.TensorT()
+        outer.name, outer.shape, outer.type, outer.buffer = b'uint8_' + inner.name, inner.shape, tflite.TensorType.UINT8, 0
+        outer.quantization = tflite.QuantizationParametersT()
+        outer.quantization.scale, outer.quantization.zeroPoint = inner.quantization.scale, inner.quantization.zeroPoint + 128
+        graph.tensors.append(outer)
+        ends, operator = [len(graph.tensors) - 1, side[0]], tflite.OperatorT()
+        (source,), (result,) = (ends[:1], ends[1:]) if place == 0 else (ends[1:], ends[:1])
+        operator.opcodeIndex, operator.inputs, operator.outputs = len(model.operatorCodes) - 1, [source], [result]
+        operator.builtinOptionsType, operator.builtinOptions = tflite.BuiltinOptions.QuantizeOptions, tflite.QuantizeOptionsT()
+        graph.operators.insert(place, operator)
+        side[0] = ends[0]
+    return packed(model)
+
+
+def write_bundle(folder: Path, dtype: str = 'float32', **card: object) -> Path:
+    """A whole bundle in ``folder``, its card changed by ``card``; a value of None leaves the field out."""
+    folder.mkdir(parents=True)
+    data = model_bytes(dtype, softmax=card.get('output') != 'logits')
+    (folder / 'model.tflite').write_bytes(data)
+    (folder / 'labels.txt').write_text('\n'.join(LABELS) + '\n')
+    whole = {'sha256': hashlib.sha256(data).hexdigest(), 'output': 'softmax', 'preprocessing': {'width': SIZE, 'height': SIZE, 'resize': 'stretch'}, **card}
+    (folder / 'card.yaml').write_text(yaml.safe_dump({name: value for name, value in whole.items() if value is not None}))
+    return folder
 
 
 def patch(label: str, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:

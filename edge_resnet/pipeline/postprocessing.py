@@ -36,7 +36,5 @@ def scores(output: np.ndarray, kind: str) -> np.ndarray:
 
 def top_k(values: np.ndarray, labels: Sequence[str], k: int, threshold: float = 0.0) -> list[Score]:
     """The best ``k`` of ``values`` at or above ``threshold``, best first; equal scores in label order."""
-    k = min(k, len(values))
-    best = np.argpartition(-values, k - 1)[:k] if k < len(values) else np.arange(len(values))
-    best = best[np.lexsort((best, -values[best]))]
+    best = np.argsort(-values, kind='stable')[:k]
     return [Score(labels[i], float(values[i])) for i in best if values[i] >= threshold]
