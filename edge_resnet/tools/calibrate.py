@@ -38,6 +38,7 @@ from edge_resnet.pipeline import calibration, tflite_file
 from edge_resnet.pipeline.bundle import OUTPUTS, Bundle, preprocessing_from, read_labels
 from edge_resnet.pipeline.classifier import Classifier
 from edge_resnet.pipeline.preprocessing import COLOR_ORDERS, RESIZE_MODES, Preprocessing, normalize, resize
+from edge_resnet.tools.bias_correction import FRAMES, correct
 from edge_resnet.tools.dataset import images, labelled, progress, read_rgb
 
 METHODS = ('int8', 'dynamic', 'int16', 'float16')
@@ -189,17 +190,17 @@ class Quantization:
                 made.update_quantization_recipe('.*', operation, None, algorithms.NO_QUANTIZE)
         return made
 
-    def quantize(self, method: str, path: Path) -> Any:
-        """Write the quantised model to ``path``; return the library's quantizer, for ``worst_layers``."""
+    def quantize(self, method: str) -> bytes:
+        """The model quantised by ``method``; ``measure`` came before."""
         quantizer = self._quantizer(method)
         result = quantizer.quantize(self._ranges if quantizer.need_calibration else None, enable_progress_report=False)
-        path.write_bytes(result.quantized_model)
-        return quantizer
+        return bytes(result.quantized_model)
 
-    def worst_layers(self, quantizer: Any, frames: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-        """The layers whose quantised output has the lowest signal-to-noise ratio against the float one's."""
+    def worst_layers(self, quantized: bytes, frames: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        """The layers of ``quantized`` whose output has the lowest signal-to-noise ratio against the float one's."""
         metric = library('utils.validation_utils').ValidationErrorMetric.SNR
-        result = quantizer.validate({self._signature: [self._input(frame) for frame in frames]}, [metric], num_threads=1)
+        data = {self._signature: [self._input(frame) for frame in frames]}
+        result = library('model_validator').compare_model(self._model, quantized, data, [metric], num_threads=1)
         layers = result.get_signature_comparison_result(self._signature)
         ratios = {name: max(values[metric.value], 1e-9) for name, values in {**layers.intermediate_tensors, **layers.output_tensors}.items()}
         worst = sorted(ratios, key=ratios.__getitem__)[:LAYERS]
@@ -270,11 +271,15 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
             for method in args.methods:
                 path = Path(temp) / method / 'model.tflite'
                 path.parent.mkdir()
-                quantizer = quantization.quantize(method, path)
+                path.write_bytes(quantization.quantize(method))
                 candidate = Classifier(replace(bundle, model_path=path))
+                if method == 'int8':
+                    pairs = [(normalize(frame, spec)[None], candidate.network_input(frame)) for frame in frames[::max(1, len(frames) // FRAMES)]]
+                    path.write_bytes(correct(bundle.read_model(), path.read_bytes(), pairs))
+                    candidate = Classifier(replace(bundle, model_path=path))
                 compared[method] = {**compare(reference, candidate, held), **evaluated, **({'top1': accuracy(candidate, photos)} if photos else {})}
                 if args.layers:
-                    compared[method]['worst_layers'] = quantization.worst_layers(quantizer, held[:LAYER_FRAMES])
+                    compared[method]['worst_layers'] = quantization.worst_layers(path.read_bytes(), held[:LAYER_FRAMES])
         except (EdgeResnetError, OSError):
             raise
         except Exception as error:  # the library raises all kinds
