@@ -27,12 +27,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edge_resnet.exceptions import EdgeResnetError, ModelError, ParameterError
+from edge_resnet.hardware.power import PowerSensor
 from edge_resnet.hardware.thermal import ThermalReader, ThermalReading, TransitionLog
 from edge_resnet.pipeline.bundle import Bundle, find_shared
 from edge_resnet.pipeline.classifier import Classifier
 from edge_resnet.pipeline.interpreter import RUNTIMES, find_runtime
 from edge_resnet.pipeline.latency import percentile
-from edge_resnet.tools import report  # not dataset: OpenCV would count in the memory of a measured process
+from edge_resnet.tools import plots, report  # not dataset: OpenCV would count in the memory of a measured process
 
 FILES = ('benchmark.json', 'benchmark.md', 'latency.png')
 BOUNDS = {'threads': (1, 64), 'runs': (1, 10 ** 7), 'seconds': (0.1, 86_400), 'rounds': (1, 1000), 'timeout': (1, 86_400)}
@@ -69,33 +70,6 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--timeout', type=float, default=600.0, metavar='S', help='most that a part may take beyond its time (default: %(default)g)')
     parser.add_argument('--sysfs-root', type=Path, default=Path('/'), help='where sys/ and proc/ with the sensors are (default: /)')
     return report.options(parser).parse_args(argv)
-
-
-class PowerSensor:
-    """What the whole processor or board takes, not one process: RAPL's counters, or a power meter. ``name`` is None without any."""
-
-    def __init__(self, root: Path) -> None:
-        meters = [path for path in sorted(root.glob('sys/class/hwmon/hwmon*/power1_input')) if self._number(path) is not None][:1]
-        self._counters = [path for path in sorted(root.glob('sys/class/powercap/intel-rapl:?/energy_uj')) if self._number(path) is not None]
-        self._paths = self._counters or meters
-        self.name = 'RAPL' if self._counters else f'hwmon {meters[0].with_name("name").read_text().strip()}' if meters else None
-        self._last = (0.0, float('nan'))
-
-    def read(self) -> float | None:
-        """Power in W: the meter's, or of the time since the last call; None when unknown, as when a counter has wrapped."""
-        values = [self._number(path) for path in self._paths]
-        total = sum(value for value in values if value is not None) / 1e6 if values and None not in values else float('nan')
-        (before, last), now = self._last, time.perf_counter()
-        self._last = now, total
-        watts = (total - last) / (now - before) if self._counters else total
-        return watts if watts >= 0 else None
-
-    @staticmethod
-    def _number(path: Path) -> float | None:
-        try:
-            return float(path.read_text())
-        except (OSError, ValueError):  # RAPL is for root alone since Linux 5.10
-            return None
 
 
 def measure(bundle: Bundle, frames: np.ndarray, how: Combination, runs: int | None, seconds: float, sysfs_root: Path) -> dict[str, Any]:
@@ -236,7 +210,7 @@ def benchmark(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, list[
     return result, {str(how): [ms for part in some for ms in part['latency']] for how, some in parts.items() if not refused[how]}
 
 
-def markdown(result: dict[str, Any], plots: bool) -> str:
+def markdown(result: dict[str, Any], drawn: bool) -> str:
     sizes = {entry['name']: report.megabytes(entry['size_bytes']) for entry in result['models'] if 'size_bytes' in entry}
     rows, reasons, host = [], [], result['host']
     for row in result['rows']:
@@ -251,30 +225,7 @@ def markdown(result: dict[str, Any], plots: bool) -> str:
     return '\n'.join([
         f'# Benchmark on {host["processor"]}, {host["cores"]} cores, {host["memory_mb"]} MB\n', report.table(HEAD, rows),
         f'First: the first minute of its time, or quarter of less. Steady: the last half. {host["packages"]}; {host["kernel"]}.\n',
-        *(['## Could not run\n', ''.join(reasons)] if reasons else []), '![Latency](latency.png)\n' if plots else report.NO_PLOTS])
-
-
-def plot(result: dict[str, Any], latencies: dict[str, list[float]], chart: Any) -> None:
-    """Above, the spread of each row: 1 to 99 %, the middle half, median and maximum. Below, its medians over time, and the temperature."""
-    upper, lower = chart.subplots(2, 1)
-    hot = lower.twinx()
-    rows = [row for row in result['rows'] if 'error' not in row]
-    for number, (latency, row) in enumerate(zip(latencies.values(), rows, strict=True)):
-        low, left, middle, right, high, worst = (percentile(latency, q) for q in (1, 25, 50, 75, 99, 100))
-        color, seen = f'C{number % 10}', row['timeline']
-        upper.hlines([number] * 2, [low, left], [high, right], color=color, linewidth=[1, 8])
-        upper.plot([middle, worst], [number] * 2, 'k|', markersize=10)
-        lower.plot([entry['t_s'] for entry in seen if entry['runs']], [entry['p50_ms'] for entry in seen if entry['runs']], '.', color=color)
-        hot.plot(*zip(*((entry['t_s'], entry['temperature_c'] or np.nan) for entry in seen), strict=True), 'kx', alpha=0.4)
-    upper.set_yticks(range(len(rows)), list(latencies))
-    upper.invert_yaxis()
-    upper.set(xscale='log', xlabel='latency, ms: 1 to 99 %, middle half, median and maximum')
-    lower.set(yscale='log', xlabel='time since the start, s', ylabel='median latency, ms')
-    hot.set_ylabel('temperature, degrees Celsius (x)')
-    hot.set_visible(any(row['temperature_max_c'] is not None for row in rows))
-    for event in result['throttle_events'] or []:
-        lower.axvline(event['t_s'], color='red' if event['on'] else 'green', linestyle=':', label=f'{event["flag"]} {"on" if event["on"] else "off"}')
-        lower.legend()
+        *(['## Could not run\n', ''.join(reasons)] if reasons else []), '![Latency](latency.png)\n' if drawn else report.NO_PLOTS])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -283,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         report.check_out(args.out, FILES, args.force)
         result, latencies = benchmark(args)
-        return report.deliver(args, FILES, result, markdown, ((9, 5 + 0.3 * len(latencies)), lambda chart: plot(result, latencies, chart)))
+        return report.deliver(args, FILES, result, markdown, ((9, 5 + 0.3 * len(latencies)), lambda chart: plots.latency(result, latencies, chart)))
 
     return report.run('benchmark', work)
 

@@ -24,13 +24,13 @@ from edge_resnet.pipeline.classifier import Classifier
 from edge_resnet.pipeline.interpreter import CHOICES
 from edge_resnet.pipeline.postprocessing import top_k
 from edge_resnet.pipeline.preprocessing import resize
-from edge_resnet.tools import report
+from edge_resnet.tools import plots, report
 from edge_resnet.tools.dataset import labelled, progress, read_rgb
 
 FILES = ('evaluation.json', 'evaluation.md', 'confusion.png', 'reliability.png')
 BINS, TOP = 10, 5
 Z_95 = 1.959964  # the standard normal's 97.5 % quantile
-MATRIX_CLASSES, CONFUSIONS = 30, 20  # as many classes stay readable in the plot; as many pairs go into the Markdown
+CONFUSIONS = 20  # as many pairs go into the Markdown
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -122,7 +122,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def markdown(result: dict[str, Any], plots: bool) -> str:
+def markdown(result: dict[str, Any], drawn: bool) -> str:
     top1, interval, against = report.percent(result['top1']), ' to '.join(map(report.percent, result['top1_interval_95'])), result['against']
     rows = [('photos', result['photos']['count']), ('top-1', f'{top1} (95 %: {interval})'),
             *([('top-5', report.percent(result['top5']))] if result['top5'] is not None else []),
@@ -142,40 +142,7 @@ def markdown(result: dict[str, Any], plots: bool) -> str:
         '## Classes\n', report.table(('class', 'precision', 'recall', 'photos'), classes, '-'),
         '## Confusions\n', report.table(('is', 'taken for', 'times'), pairs[:CONFUSIONS]) if pairs else 'None.\n',
         '## Scores\n', report.table(('score', 'photos', 'mean score', 'right'), bins, '-'),
-        '![Confusion matrix](confusion.png) ![Reliability](reliability.png)\n' if plots else report.NO_PLOTS])
-
-
-def plot_confusion(result: dict[str, Any], chart: Any) -> None:
-    """The matrix of all classes that occur, or of the MATRIX_CLASSES with the most confusions."""
-    confusion = result['confusion']
-    wrong = {entry['label']: entry['support'] + entry['predicted'] - 2 * confusion.get(entry['label'], {}).get(entry['label'], 0)
-             for entry in result['per_class']}
-    shown = set(sorted(wrong, key=lambda label: -wrong[label])[:MATRIX_CLASSES])
-    labels = [label for label in wrong if label in shown]
-    counts = np.array([[confusion.get(truth, {}).get(seen, 0) for seen in labels] for truth in labels])
-    axes = chart.add_subplot()
-    axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap='Blues', vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            axes.text(column, row, count, ha='center', va='center', fontsize=8, color='white' if 2 * count > counts[row].sum() else 'black')
-    axes.set_xticks(range(len(labels)), labels, rotation=90 if len(labels) > 4 else 0)
-    axes.set_yticks(range(len(labels)), labels)
-    rest = '' if len(labels) == len(wrong) else f'\nthe {len(labels)} most confused of {len(wrong)} classes'
-    axes.set(xlabel='taken for', ylabel='is', title=f'{result["model"]["name"]}: top-1 {report.percent(result["top1"])}{rest}')
-
-
-def plot_reliability(result: dict[str, Any], chart: Any) -> None:
-    bins = [entry for entry in result['calibration']['bins'] if entry['count']]
-    upper, lower = chart.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.plot([0, 1], [0, 1], color='grey', linestyle='--', label='perfect')
-    upper.bar([entry['low'] for entry in bins], [entry['accuracy'] for entry in bins], 1 / BINS, align='edge', alpha=0.5, edgecolor='black')
-    upper.plot([entry['score'] for entry in bins], [entry['accuracy'] for entry in bins], 'o-', color='tab:red', label='measured, at the mean score')
-    upper.set(ylabel='share that is right', ylim=(0, 1.02), xlim=(0, 1), title=f'{result["model"]["name"]}: ECE {result["calibration"]["ece"]:.4f}')
-    upper.legend()
-    bars = lower.bar([entry['low'] for entry in bins], [entry['count'] for entry in bins], 1 / BINS, align='edge', edgecolor='black')
-    lower.bar_label(bars, fontsize=8)
-    lower.set(xlabel='score of the first class', ylabel='photos')
-    lower.margins(y=0.2)
+        '![Confusion matrix](confusion.png) ![Reliability](reliability.png)\n' if drawn else report.NO_PLOTS])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -184,9 +151,9 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         report.check_out(args.out, FILES, args.force)
         result = evaluate(args)
-        side = 3 + 0.3 * min(len(result['per_class']), MATRIX_CLASSES)
-        return report.deliver(args, FILES, result, markdown, ((side, side), lambda chart: plot_confusion(result, chart)),
-                              ((5, 6), lambda chart: plot_reliability(result, chart)))
+        side = 3 + 0.3 * min(len(result['per_class']), plots.MATRIX_CLASSES)
+        return report.deliver(args, FILES, result, markdown, ((side, side), lambda chart: plots.confusion(result, chart)),
+                              ((5, 6), lambda chart: plots.reliability(result, chart)))
 
     return report.run('evaluate', work)
 

@@ -144,17 +144,25 @@ def deliver(args: argparse.Namespace, files: Sequence[str], result: Mapping[str,
     """Write ``files`` (JSON, Markdown, a PNG for each of ``plots``) into the folder ``args.out`` and print the first or the second.
 
     A plot is (width, height) in inches and what draws it; without matplotlib they are left out, and that is said."""
+    charts = []
     try:
-        from matplotlib.figure import Figure  # without pyplot a figure saves through Agg and needs no screen
+        for size, draw in plots:
+            from matplotlib.figure import Figure  # without pyplot a figure saves through Agg and needs no screen
+
+            charts.append(Figure(figsize=size, layout='constrained'))
+            draw(charts[-1])
     except ImportError:
         print('matplotlib is not installed: plots are left out (pip install -r requirements/tools.txt)', file=sys.stderr)
-        plots = ()
-    charts = []
-    for size, draw in plots:
-        charts.append(Figure(figsize=size, layout='constrained'))
-        draw(charts[-1])
     data, text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + '\n', markdown(result, bool(charts))
     if args.out:
         write(args.out, dict(zip(files, (data, text, *charts), strict=False)))
     print(data if args.json else f'written to {args.out}\n\n{text}' if args.out else text, end='')
     return 0
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write the file ``path``, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent) as temp:
+        Path(temp, path.name).write_text(text, encoding='utf-8')
+        Path(temp, path.name).replace(path)
