@@ -49,18 +49,18 @@ def tiny_float_model(path: Path, *, signature: bool = True, softmax: bool = True
         return made
 
     half = SIZE // 2
-    image, scores = tensor('image', (1, SIZE, SIZE, 3)), tensor('scores', (1, 3))
+    image = tensor('image', (1, SIZE, SIZE, 3))
     maps, means, logits = tensor('maps', (1, half, half, 4)), tensor('means', (1, 4)), tensor('logits', (1, 3))
     weights, bias = tensor('kernel', kernel.shape, kernel), tensor('bias', (4,), np.zeros(4, np.float32))
     axes = tensor('axes', (2,), np.array([1, 2], np.int32))
     dense_weights, dense_bias = tensor('dense', dense.shape, dense), tensor('dense_bias', (3,), np.zeros(3, np.float32))
+    output = tensor('scores', (1, 3)) if softmax else logits
     relu = tflite.ActivationFunctionType.RELU
     operators = [
         operator(0, 'Conv2DOptions', [image, weights, bias], maps, padding=tflite.Padding.SAME, strideW=2, strideH=2, fusedActivationFunction=relu),
         operator(1, 'ReducerOptions', [maps, axes], means, keepDims=False),
         operator(2, 'FullyConnectedOptions', [means, dense_weights, dense_bias], logits),
-        operator(3, 'SoftmaxOptions', [logits], scores, beta=1.0)][:4 if softmax else 3]
-    output = scores if softmax else logits
+        operator(3, 'SoftmaxOptions', [logits], output, beta=1.0)][:4 if softmax else 3]
 
     graph = tflite.SubGraphT()
     graph.tensors, graph.operators, graph.inputs, graph.outputs = tensors, operators, [image], [output]
@@ -105,16 +105,18 @@ def model_bytes(dtype: str = 'float32', *, softmax: bool = True) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'model.tflite'
         data = tiny_float_model(path, softmax=softmax)
-        if dtype == 'int8':
-            from edge_resnet.pipeline.preprocessing import Preprocessing
-            from edge_resnet.tools.calibrate import Quantization
+    return _quantized(data) if dtype == 'int8' else data
 
-            rng = np.random.default_rng(1)
-            quantization = Quantization(data, Preprocessing(SIZE, SIZE))
-            quantization.measure([patch(label, rng) for label in LABELS * 20])
-            quantization.quantize('int8', path)
-            data = path.read_bytes()
-    return data
+
+def _quantized(data: bytes) -> bytes:
+    from edge_resnet.tools.calibrate import library
+
+    rng = np.random.default_rng(1)
+    frames = [patch(label, rng) for label in LABELS * 20]
+    quantizer = library('quantizer').Quantizer(data)
+    quantizer.add_static_config('.*', library('qtyping').TFLOperationName.ALL_SUPPORTED, 8, 8)
+    ranges = quantizer.calibrate({'serving_default': [{'image': (np.float32(frame)[None] - 127.5) / 127.5} for frame in frames]})
+    return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
 
 
 def _with_uint8_ends(data: bytes) -> bytes:
@@ -125,18 +127,19 @@ def _with_uint8_ends(data: bytes) -> bytes:
     code.version = 1
     model.operatorCodes.append(code)
     model.signatureDefs = []
-    for side, place in ((graph.inputs, 0), (graph.outputs, len(graph.operators) + 1)):
-        inner, outer = graph.tensors[side[0]], tflite.TensorT()
-        outer.name, outer.shape, outer.type, outer.buffer = b'uint8_' + inner.name, inner.shape, tflite.TensorType.UINT8, 0
+    for side in ('inputs', 'outputs'):
+        (inside,), outer, operator = getattr(graph, side), tflite.TensorT(), tflite.OperatorT()
+        inner = graph.tensors[inside]
+        outer.name, outer.shape, outer.type = 'uint8_' + side, inner.shape, tflite.TensorType.UINT8
         outer.quantization = tflite.QuantizationParametersT()
         outer.quantization.scale, outer.quantization.zeroPoint = inner.quantization.scale, inner.quantization.zeroPoint + 128
+        outside = len(graph.tensors)
         graph.tensors.append(outer)
-        ends, operator = [len(graph.tensors) - 1, side[0]], tflite.OperatorT()
-        (source,), (result,) = (ends[:1], ends[1:]) if place == 0 else (ends[1:], ends[:1])
-        operator.opcodeIndex, operator.inputs, operator.outputs = len(model.operatorCodes) - 1, [source], [result]
+        operator.opcodeIndex = len(model.operatorCodes) - 1
+        operator.inputs, operator.outputs = ([outside], [inside]) if side == 'inputs' else ([inside], [outside])
         operator.builtinOptionsType, operator.builtinOptions = tflite.BuiltinOptions.QuantizeOptions, tflite.QuantizeOptionsT()
-        graph.operators.insert(place, operator)
-        side[0] = ends[0]
+        graph.operators.insert(0 if side == 'inputs' else len(graph.operators), operator)
+        setattr(graph, side, [outside])
     return packed(model)
 
 
@@ -146,7 +149,8 @@ def write_bundle(folder: Path, dtype: str = 'float32', **card: object) -> Path:
     data = model_bytes(dtype, softmax=card.get('output') != 'logits')
     (folder / 'model.tflite').write_bytes(data)
     (folder / 'labels.txt').write_text('\n'.join(LABELS) + '\n')
-    whole = {'sha256': hashlib.sha256(data).hexdigest(), 'output': 'softmax', 'preprocessing': {'width': SIZE, 'height': SIZE, 'resize': 'stretch'}, **card}
+    preprocessing = {'width': SIZE, 'height': SIZE, 'resize': 'stretch'}
+    whole = {'sha256': hashlib.sha256(data).hexdigest(), 'output': 'softmax', 'preprocessing': preprocessing, **card}
     (folder / 'card.yaml').write_text(yaml.safe_dump({name: value for name, value in whole.items() if value is not None}))
     return folder
 
