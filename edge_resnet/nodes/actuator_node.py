@@ -68,7 +68,8 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
         self._stop_input: Any = None
         self._on: bool | None = None
         self._state = self.create_publisher(Bool, 'actuator/state', LATCHED_QOS)
-        self._watchdog = self.create_timer(WATCHDOG_PERIOD_S, self.guarded(self._tick), clock=self._steady, autostart=False)
+        self._watchdog = self.create_timer(WATCHDOG_PERIOD_S, self.guarded(self._tick), clock=self._steady)
+        self._watchdog.cancel()  # until it is on; Humble's create_timer has no autostart
         self.create_service(SetBool, 'actuator/arm', self._arm)
 
     def configure(self) -> None:
