@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import tempfile
+import zipfile
 from pathlib import Path
 
 import flatbuffers
@@ -141,6 +143,52 @@ def _with_uint8_ends(data: bytes) -> bytes:
         graph.operators.insert(0 if side == 'inputs' else len(graph.operators), operator)
         setattr(graph, side, [outside])
     return packed(model)
+
+
+def crashing_model(runtime: str) -> bytes:
+    """A sound FlatBuffer that ``runtime`` takes and then dies of: an operator without the constant it needs."""
+    model = unpacked(model_bytes())
+    operators = model.subgraphs[0].operators
+    if runtime == 'litert':
+        operators[0].inputs = [operators[0].inputs[0], -1, -1]  # CONV_2D without weights
+    else:
+        operators[1].inputs = [operators[1].inputs[0], -1]  # MEAN without axes
+    return packed(model)
+
+
+def with_metadata(data: bytes, mean: tuple[float, ...], std: tuple[float, ...], labels: str, labels_name: str = 'labels.txt') -> bytes:
+    """The model ``data`` with TFLite Metadata as TFLite Support writes it: normalisation of the input, a label file in a zip behind."""
+    builder = flatbuffers.Builder(1024)
+
+    def table(slots: int, **fields: tuple[int, int]) -> int:  # name=(slot, offset); a field named kind is a byte
+        builder.StartObject(slots)
+        for name, (slot, value) in fields.items():
+            (builder.PrependInt8Slot if name == 'kind' else builder.PrependUOffsetTRelativeSlot)(slot, value, 0)
+        return builder.EndObject()
+
+    def tables(*items: int) -> int:
+        builder.StartVector(4, len(items), 4)
+        for item in reversed(items):
+            builder.PrependUOffsetTRelative(item)
+        return builder.EndVector()
+
+    numbers = [builder.CreateNumpyVector(np.float32(values)) for values in (mean, std)]
+    normalization = table(2, mean=(0, numbers[0]), std=(1, numbers[1]))
+    units = tables(table(2, kind=(0, 1), options=(1, normalization)))
+    files = tables(table(4, name=(0, builder.CreateString(labels_name)), kind=(2, 2)))
+    source, result = tables(table(7, process_units=(4, units))), tables(table(7, files=(6, files)))
+    graphs = tables(table(4, inputs=(2, source), outputs=(3, result)))
+    builder.Finish(table(4, graphs=(3, graphs)), b'M001')
+
+    model, entry, buffer = unpacked(data), tflite.MetadataT(), tflite.BufferT()
+    buffer.data = np.frombuffer(bytes(builder.Output()), np.uint8)
+    model.buffers.append(buffer)
+    entry.name, entry.buffer = 'TFLITE_METADATA', len(model.buffers) - 1
+    model.metadata = [entry]
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as file:
+        file.writestr('labels.txt', labels)
+    return packed(model) + archive.getvalue()
 
 
 def write_bundle(folder: Path, dtype: str = 'float32', **card: object) -> Path:

@@ -107,7 +107,7 @@ def _carded(folder: Path, settings: Mapping[str, Any]) -> Bundle:
             raise ModelError(f'{path} leads out of its bundle to {path.resolve()}')
     try:
         card = yaml.safe_load(card_path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: not UTF-8, or a date that is none
         raise ModelError(f'{card_path}: {" ".join(str(error).split())}') from error
     if not isinstance(card, dict) or not isinstance(card.get('preprocessing'), dict):
         raise ModelError(f'{card_path}: expected a mapping with "preprocessing"')
@@ -154,7 +154,7 @@ def preprocessing_from(values: Mapping[str, Any], where: str) -> Preprocessing:
                 if value != int(value):
                     raise ValueError
                 value = int(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             expected = 'three numbers' if entry.name in ('mean', 'std') else 'an integer'
             raise ModelError(f'{where}: {entry.name} is {value!r}, expected {expected}') from error
         chosen[entry.name] = value
@@ -167,7 +167,7 @@ def preprocessing_from(values: Mapping[str, Any], where: str) -> Preprocessing:
 def read_labels(path: Path) -> tuple[str, ...]:
     """One label a line; blank lines are refused, since each line is an output of the model."""
     try:
-        labels = tuple(line.strip() for line in path.read_text(encoding='utf-8').splitlines())
+        labels = tuple(line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f'{path}: {getattr(error, "strerror", None) or error}') from error
     if '' in labels:

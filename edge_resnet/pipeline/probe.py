@@ -23,7 +23,7 @@ def probe(model: bytes, name: str, runtime: str = 'auto', timeout_s: float = TIM
         try:
             child = subprocess.run([sys.executable, '-m', __name__, file.name, runtime], capture_output=True, text=True, timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            raise ModelError(f'{name}: a trial inference did not end within {timeout_s:.0f} s') from None
+            raise ModelError(f'{name}: a trial inference did not end within {timeout_s:g} s') from None
     if child.returncode < 0:
         raise ModelError(f'{name}: a trial inference crashed the runtime ({signal.Signals(-child.returncode).name})')
     if child.returncode > 0:

@@ -126,5 +126,7 @@ def _labels(data: bytes, name: str) -> tuple[str, ...]:
             if archive.getinfo(name).file_size > MAX_LABELS_BYTES:
                 raise ModelError(f"{name} in the model's metadata has over {MAX_LABELS_BYTES} bytes")
             return tuple(archive.read(name).decode('utf-8').splitlines())
-    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # zipfile meets damage with errors of all kinds, of zlib and of its own
         raise ModelError(f"the model's metadata names the label file {name!r}, which can't be read: {error}") from error
