@@ -84,6 +84,6 @@ def pareto(result: dict[str, Any], chart: Any) -> None:
     axes.axhline(bounds['top1'], color='red', linewidth=0.8, label='bars')
     if figure in bounds:
         axes.axvline(bounds[figure], color='red', linewidth=0.8)
-    axes.set(xscale='log', xlabel=f'{result["percentile"]} latency, ms' if figure == 'latency_ms' else 'size, MB', ylabel='top-1', title='Size as area')
+    axes.set(xscale='log', ylabel='top-1', xlabel='size, MB' if figure == 'size_mb' else f'{result["percentile"]} latency, ms', title='Size as area')
     axes.margins(0.25)
     axes.legend()

@@ -11,6 +11,7 @@ selection.md and pareto.png. Exit code 0: found; 3: no model passes, and the clo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import sys
@@ -111,8 +112,12 @@ def select(args: argparse.Namespace) -> dict[str, Any]:
     def far(candidate: dict[str, Any]) -> tuple[Any, ...]:
         return not candidate['deployable'], sum(max(0.0, bar.miss(candidate)) for bar in bars), order(candidate)
 
+    try:
+        candidates = join(args)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ParameterError(f'a report lacks what its tool writes ({error!r}), make it anew') from error
     best: dict[str, dict[str, Any]] = {}
-    for candidate in join(args):
+    for candidate in candidates:
         candidate['reasons'] = [bar.verdict(candidate) for bar in bars if bar.miss(candidate) > 0]
         if not candidate['deployable']:
             candidate['reasons'].append('it is no bundle: calibrate makes one')
@@ -150,15 +155,12 @@ def markdown(result: dict[str, Any], drawn: bool) -> str:
 
 def deployed(model: dict[str, Any]) -> str:
     """What to set the nodes' ``model`` to: its name if it is installed, else its absolute path; ModelError when it is not there any more."""
-    error: Exception = ModelError('it has another sha256 now')
-    for value, path in ((model['name'], functools.partial(find_shared, 'models', model['name'])), (None, Path(model['model']).resolve)):
-        try:
-            found = str(path())
-            if report.described(found, load_bundle(found))['sha256'] == model['sha256']:
-                return value or found
-        except EdgeResnetError as refused:
-            error = refused
-    raise ModelError(f'{model["name"]} was evaluated from {model["model"]}, but: {error}')
+    for value, find in ((model['name'], functools.partial(find_shared, 'models', model['name'])), ('', Path(model['model']).resolve)):
+        with contextlib.suppress(EdgeResnetError):
+            path = str(find())
+            if report.described(path, load_bundle(path))['sha256'] == model['sha256']:
+                return value or path
+    raise ModelError(f'{model["name"]}: neither {model["model"]} nor an installed model is still the one with sha256 {model["sha256"]}')
 
 
 def params(path: Path, model: dict[str, Any]) -> str:
