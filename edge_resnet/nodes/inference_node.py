@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,12 @@ from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo, VisionClass
 
 from edge_resnet.conversions import classification_message, image_array, read_image
-from edge_resnet.nodes.base import LATCHED_QOS, OK, FrameInput, Health, ManagedNode, frame_publisher
+from edge_resnet.nodes.base import LATCHED_QOS, OK, WARN, FrameInput, Health, ManagedNode, frame_publisher
 from edge_resnet.nodes.model_parameters import ModelParameters
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
 from edge_resnet.pipeline.classifier import Classifier
+from edge_resnet.pipeline.drift import DriftMonitor
 from edge_resnet.pipeline.interpreter import CHOICES
 from edge_resnet.pipeline.latency import INFERENCE_DONE, INFERENCE_STARTED
 from edge_resnet.pipeline.postprocessing import top_k
@@ -40,6 +42,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         self._make_classifier = make_classifier
         self._classifier: Classifier | None = None
         self._input: FrameInput | None = None
+        self._drift: DriftMonitor | None = None
         self._enabled = True
         self._output = frame_publisher(self, Classification, 'classification')
         self._label_info = self.create_publisher(LabelInfo, 'label_info', LATCHED_QOS)
@@ -48,6 +51,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
     def configure(self) -> None:
         p = self.parameters
         bundle = p.bundle()
+        self._drift = DriftMonitor.of_card(bundle.card, bundle.name)
         self._classifier = self._make_classifier(bundle, p.runtime, p.num_threads)
         self._classifier.warm_up()
         info = LabelInfo(header=Header(stamp=self.get_clock().now().to_msg()), threshold=p.score_threshold)
@@ -57,6 +61,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
                                f'{p.num_threads} thread{"s" * (p.num_threads > 1)}')
 
     def activate(self) -> None:
+        if self._drift is not None:
+            self._drift.reset()
         self._input = FrameInput(self, Image, 'image_preprocessed', self._on_image)
 
     def deactivate(self) -> None:
@@ -65,7 +71,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
             self._input = None
 
     def cleanup(self) -> None:
-        self._classifier = None
+        self._classifier = self._drift = None
 
     def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enabled = request.data
@@ -79,7 +85,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         image = read_image(data)
         started_ns = self.now_ns()
         pixels, order = image_array(image)
-        scores = classifier.classify(pixels if order == 'rgb' else pixels[..., ::-1])
+        pixels = pixels if order == 'rgb' else pixels[..., ::-1]
+        scores = classifier.classify(pixels)
         done_ns = self.now_ns()
         header = Header(frame_id=image.header.frame_id)
         header.stamp.sec, header.stamp.nanosec = image.header.stamp.sec, image.header.stamp.nanosec
@@ -88,6 +95,9 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         self.stage(INFERENCE_DONE, header, done_ns)
         self.counts['published'] += 1
         self.counts['busy_ns'] += done_ns - started_ns
+        now_s = time.monotonic()
+        if self._drift is not None and self._drift.due(now_s):  # after all that somebody waits for
+            self._drift.see(pixels, now_s)
 
     def diagnose(self, health: Health) -> None:
         if not self._enabled:
@@ -99,6 +109,22 @@ class InferenceNode(ManagedNode[InferenceParameters]):
                               'Inference duty (%)': 100 * busy, 'Enabled': int(self._enabled)})
         if self._classifier is not None:
             health.values.update({'Model': self._classifier.bundle.name, 'Runtime': self._classifier.runtime})
+            self._diagnose_drift(health)
+
+    def _diagnose_drift(self, health: Health) -> None:
+        drift = self._drift.drift if self._drift is not None else None
+        known = vars(drift) if drift is not None else {}
+        for key, name in (('Calibration drift (levels)', 'levels'), ('Calibration colour drift (%)', 'cast_percent'),
+                          ('Sharpness of calibration (%)', 'sharpness_percent')):
+            value = known.get(name)
+            health.values[key] = 'unknown' if value is None else value
+        if self._drift is None:
+            health.report(OK, 'calibration drift unknown: the model card has no histograms')
+        elif drift is not None and self._drift.sustained:
+            topic, model = self.resolve_topic_name('image_raw'), self.parameters.model
+            health.report(WARN, f'the camera no longer looks like the calibration frames: {", ".join(drift.exceeded())}; record new ones with '
+                                f'"ros2 run edge_resnet capture_calibration --model {model} --topic {topic} --out frames", '
+                                'then "ros2 run edge_resnet calibrate"')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
