@@ -176,9 +176,11 @@ def image_array(image: ImageLike) -> tuple[np.ndarray, str]:
         code = cv2.COLOR_YUV2RGB_UYVY if image.encoding in ('yuv422', 'uyvy') else cv2.COLOR_YUV2RGB_YUY2
         return cv2.cvtColor(_split(rows, 2), code), 'rgb'
     if depth == 2:  # the high byte of each sample is the 8-bit value
-        first = 0 if image.is_bigendian else 1
-        return _through_cv_bridge(np.ascontiguousarray(rows[:, first::2]), image, image.encoding.replace('16', '8')), 'rgb'
-    return _through_cv_bridge(rows, image, image.encoding), 'rgb'
+        rows = np.ascontiguousarray(rows[:, 0 if image.is_bigendian else 1::2])
+    if image.encoding.startswith('bayer'):  # PyPI's cv_bridge lacks grbg; OpenCV names a pattern by its second row and column
+        first = {'rggb': 'BG', 'bggr': 'RG', 'gbrg': 'GR', 'grbg': 'GB'}[image.encoding[6:10]]
+        return cv2.cvtColor(rows, getattr(cv2, f'COLOR_Bayer{first}2RGB')), 'rgb'
+    return _through_cv_bridge(rows, image, image.encoding.replace('16', '8')), 'rgb'
 
 
 def _split(rows: np.ndarray, channels: int) -> np.ndarray:
