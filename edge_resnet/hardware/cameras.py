@@ -199,11 +199,14 @@ def read_labels(path: Path) -> dict[str, str]:
     """File name -> label of a ``labels.csv``; empty without one."""
     if not path.is_file():
         return {}
-    with path.open(newline='', encoding='utf-8') as file:
-        rows = csv.DictReader(file)
-        if not {'file', 'label'} <= set(rows.fieldnames or ()):
-            raise SourceError(f'{path}: columns are {rows.fieldnames}, expected file,label')
-        return {row['file']: row['label'] for row in rows}
+    try:
+        with path.open(newline='', encoding='utf-8-sig') as file:
+            rows = csv.DictReader(file)
+            if not {'file', 'label'} <= set(rows.fieldnames or ()):
+                raise SourceError(f'{path}: columns are {rows.fieldnames}, expected file,label')
+            return {row['file']: row['label'] or '' for row in rows}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise SourceError(f'{path}: {error}') from error
 
 
 def _fit(image: np.ndarray, config: CameraConfig) -> np.ndarray:

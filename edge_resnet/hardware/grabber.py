@@ -79,14 +79,14 @@ class FrameGrabber:
     def _run(self, stop: threading.Event) -> None:
         retry_s = FIRST_RETRY_S
         while not stop.is_set():
-            source = None
+            source, captured = None, self.captured
             try:
                 self._opening = True
                 source = self._open_source()
                 if stop.is_set():
                     return
                 self._opening, self._alive_at = False, time.monotonic()
-                retry_s = self._read_all(source, stop, retry_s)
+                self._read_all(source, stop)
                 if self.finished:
                     return
             except (OSError, ValueError) as error:
@@ -96,6 +96,7 @@ class FrameGrabber:
             finally:
                 if source is not None:
                     source.close()
+            retry_s = FIRST_RETRY_S if self.captured > captured else retry_s  # it was there in between
             self._wait(stop, retry_s)
             retry_s = min(LAST_RETRY_S, 2 * retry_s)
 
@@ -110,7 +111,7 @@ class FrameGrabber:
             self.error = error
             logging.getLogger(__name__).debug(error)
 
-    def _read_all(self, source: CameraSource, stop: threading.Event, retry_s: float) -> float:
+    def _read_all(self, source: CameraSource, stop: threading.Event) -> None:
         due = time.monotonic()
         while not stop.is_set():
             frame = source.read()
@@ -126,12 +127,11 @@ class FrameGrabber:
                 self.overwritten += self._mailbox is not None
                 self._mailbox = StampedFrame(frame, stamp_ns - round(frame.age_s * 1e9))
                 self.captured += 1
-            self.error, retry_s, self._alive_at = '', FIRST_RETRY_S, time.monotonic()
+            self.error, self._alive_at = '', time.monotonic()
             self._on_frame()
             if not source.live:
                 due = max(due + self._period_s, time.monotonic() - self._period_s)  # no burst after a pause
                 self._wait(stop, max(0.0, due - time.monotonic()))
-        return retry_s
 
 
 class FakeCamera:
