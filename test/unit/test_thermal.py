@@ -1,0 +1,161 @@
+"""Temperature, clock and throttling from a fake board: what can't be read is unknown, never fine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_resnet.hardware import thermal
+from edge_resnet.hardware.thermal import THROTTLE_BITS, FakeBoard, ThermalReader, ThermalReading, TransitionLog
+
+TEMP = 'sys/class/thermal/thermal_zone0/temp'
+CLOCK = 'sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq'
+THROTTLED = 'sys/devices/platform/soc/soc:firmware/get_throttled'
+
+
+@pytest.fixture
+def board(tmp_path) -> FakeBoard:
+    return FakeBoard(tmp_path, 61.25, 1500.0, 0)
+
+
+def put(board: FakeBoard, name: str, data: bytes) -> ThermalReading:
+    (board.root / name).write_bytes(data)
+    return ThermalReader(board.root).read()
+
+
+def test_a_whole_reading(board):
+    reading = ThermalReader(board.root).read()
+    assert reading == ThermalReading(61.25, 1500.0, 0, False, 0.5, pytest.approx(3000000 / 1024), pytest.approx(3884304 / 1024))
+
+
+def test_it_follows_the_board(board):
+    reader = ThermalReader(board.root)
+    board.set(85.0, 600.0, 0x4)
+    reading = reader.read()
+    assert (reading.temperature_c, reading.clock_mhz) == (85.0, 600.0)
+    assert [name for name in THROTTLE_BITS if reading.flag(name)] == ['throttled']
+
+
+def test_an_empty_machine_knows_nothing(tmp_path):
+    assert ThermalReader(tmp_path).read() == ThermalReading()
+    assert ThermalReading().flag('under_voltage') is None
+
+
+@pytest.mark.parametrize(('data', 'expected'), [
+    (b'48312\n', 48.312), (b'-5000', -5.0), (b'', None), (b'garbage', None), (b'\xff\xfe\x00', None), (b'nan', None), (b'inf', None),
+    (b'999999999', None), (b'-274000', None),
+])
+def test_temperatures(board, data, expected):
+    assert put(board, TEMP, data).temperature_c == expected
+
+
+@pytest.mark.parametrize(('data', 'expected'), [(b'600000', 600.0), (b'0', None), (b'-1', None), (b'<unknown>', None)])
+def test_clocks(board, data, expected):
+    assert put(board, CLOCK, data).clock_mhz == expected
+
+
+@pytest.mark.parametrize(('data', 'bits'), [
+    (b'0\n', 0), (b'50005\n', 0x50005), (b'e0000', 0xE0000), (b'0x4', 4), (b'', None), (b'yes', None), (b'-1', None), (b'1ffffffff', None),
+])
+def test_throttle_bits(board, data, bits):
+    assert put(board, THROTTLED, data).throttle_bits == bits
+
+
+@pytest.mark.parametrize(('bits', 'now'), [
+    (0x1, ['under_voltage']), (0x2, ['frequency_capped']), (0x4, ['throttled']), (0x8, ['soft_temperature_limit']), (0xF0000, []), (0x50005, [
+        'under_voltage', 'throttled'])])
+def test_flags_by_the_raspberry_pi_documentation(board, bits, now):
+    board.set(50.0, throttle_bits=bits)
+    reading = ThermalReader(board.root).read()
+    assert [name for name in THROTTLE_BITS if reading.flag(name)] == now
+
+
+def test_sticky_bits_of_sysfs_are_not_taken_for_since_boot(board):
+    """Reading the file clears them, so that they mean since the last reader, whoever that was."""
+    board.set(50.0, throttle_bits=0xF0000)
+    reading = ThermalReader(board.root, vcgencmd=lambda: 'throttled=0x0').read()
+    assert [reading.flag_since_boot(name) for name in THROTTLE_BITS] == [None] * 4
+
+
+@pytest.mark.parametrize(('answer', 'bits', 'since_boot'), [
+    ('throttled=0x50000\n', 0x50000, [True, False, True, False]), ('throttled=0x0', 0, [False] * 4),
+    (None, None, [None] * 4), ('VCHI initialization failed', None, [None] * 4), ('throttled=', None, [None] * 4),
+    ('error=1 error_msg="x"', None, [None] * 4),
+])
+def test_vcgencmd_knows_since_boot(board, answer, bits, since_boot):
+    os.remove(board.root / THROTTLED)
+    reading = ThermalReader(board.root, vcgencmd=lambda: answer).read()
+    assert reading.throttle_bits == bits
+    assert [reading.flag_since_boot(name) for name in THROTTLE_BITS] == since_boot
+
+
+def test_vcgencmd_of_this_machine_is_not_asked_about_a_fake_board(tmp_path, monkeypatch):
+    monkeypatch.setattr(thermal, '_vcgencmd', lambda: pytest.fail('asked'))
+    assert ThermalReader(tmp_path).read().throttle_bits is None
+
+
+@pytest.mark.parametrize('script', ['exit 1', 'echo "Can\'t open device file: /dev/vcio" >&2; exit 255', 'exec tail -f /dev/null'],
+                         ids=['fails', 'not in the video group', 'hangs'])
+def test_a_vcgencmd_that_fails_is_unknown(tmp_path, monkeypatch, script):
+    tool = tmp_path / 'vcgencmd'
+    tool.write_text(f'#!/bin/sh\n{script}\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    monkeypatch.setattr(thermal, 'VCGENCMD_TIMEOUT_S', 0.1)
+    assert thermal._vcgencmd() is None
+
+
+def test_the_cpus_zone_is_found_among_others(tmp_path):
+    for number, (kind, millidegrees) in enumerate((('acpitz', 20000), ('gpu-thermal', 30000), ('cpu-thermal', 55000), ('cpu-thermal', 99000))):
+        zone = tmp_path / f'sys/class/thermal/thermal_zone{number}'
+        zone.mkdir(parents=True)
+        (zone / 'type').write_text(kind + '\n')
+        (zone / 'temp').write_text(f'{millidegrees}\n')
+    assert ThermalReader(tmp_path).read().temperature_c == 55.0
+
+
+def test_a_directory_where_a_file_should_be(board):
+    os.remove(board.root / TEMP)
+    (board.root / TEMP).mkdir()
+    assert ThermalReader(board.root).read().temperature_c is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(name=st.sampled_from([TEMP, CLOCK, THROTTLED, 'proc/loadavg', 'proc/meminfo', 'sys/class/thermal/thermal_zone0/type']),
+       data=st.one_of(st.binary(max_size=60), st.text(alphabet='0123456789-+.eExXa_ :\nkBMemAvailable', max_size=60).map(str.encode)))
+def test_garbage_in_any_file_is_no_error(tmp_path_factory, name, data):
+    reading = put(FakeBoard(tmp_path_factory.mktemp('board')), name, data)
+    for value in vars(reading).values():
+        assert value is None or abs(value) < float('inf')
+
+
+def bits(value: int | None) -> ThermalReading:
+    return ThermalReading(throttle_bits=value)
+
+
+def test_transitions_are_told_once():
+    log = TransitionLog()
+    assert log.update(bits(0)) == []
+    assert log.update(bits(0x5)) == [('under_voltage', True), ('throttled', True)]
+    assert log.update(bits(0x5)) == []
+    assert log.update(bits(0x4)) == [('under_voltage', False)]
+
+
+def test_a_flag_that_is_set_at_the_start_is_told():
+    assert TransitionLog().update(bits(0x1)) == [('under_voltage', True)]
+
+
+def test_unknown_is_no_change():
+    log = TransitionLog()
+    log.update(bits(0x1))
+    assert log.update(bits(None)) == []
+    assert log.update(bits(0x1)) == []
+
+
+def test_this_machine_can_be_read():
+    reading = ThermalReader(Path('/')).read()
+    assert reading.memory_total_mb is None or reading.memory_total_mb > 100
