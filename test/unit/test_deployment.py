@@ -1,0 +1,162 @@
+"""Launch arguments: each one reaches a node, and a wrong one is refused before anything starts."""
+
+from __future__ import annotations
+
+import signal
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from tiny_model import write_bundle
+
+from edge_resnet.deployment import ARGUMENTS, MAX_STARTS, NODES, START_WINDOW_S, RespawnLimit, check_model, plan, transport_environment
+from edge_resnet.exceptions import EdgeResnetError, ModelError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def parameters(arguments: list[str]) -> dict[str, object]:
+    """The parameters in ``arguments``, read as ROS reads them: as YAML."""
+    pairs = [value.split(':=', 1) for flag, value in pairwise(arguments) if flag == '-p']
+    return {name: yaml.safe_load(text) for name, text in pairs}
+
+
+def having(given: dict[str, str], name: str) -> dict[str, object]:
+    """executable -> value of parameter ``name``, for those that get it."""
+    executables = plan(given).executables
+    return {executable: parameters(arguments)[name] for executable, arguments in executables.items() if name in parameters(arguments)}
+
+
+@pytest.fixture
+def model(tmp_path) -> str:
+    return str(write_bundle(tmp_path / 'lights'))
+
+
+def test_without_arguments_every_node_starts_in_a_process_of_its_own():
+    deployment = plan({})
+    assert list(deployment.executables) == [f'{node}_node' for node in NODES]
+    assert (deployment.namespace, deployment.respawn) == ('', False)
+    for arguments in deployment.executables.values():
+        assert arguments[0] == '--ros-args'
+        assert arguments[arguments.index('--params-file') + 1] == str(ROOT / 'config' / 'pipeline.yaml')
+        assert parameters(arguments) == {'use_sim_time': False, 'autostart': True}
+
+
+def test_composed_is_one_process_that_is_told_its_nodes():
+    (name, arguments), = plan({'composed': 'true'}).executables.items()
+    assert name == 'pipeline'
+    assert arguments[:arguments.index('--ros-args')] == list(NODES)
+
+
+def test_another_drivers_camera(model):
+    given = {'use_camera': 'false', 'image_topic': '/front/image', 'image_transport': 'compressed'}
+    assert 'camera_node' not in plan(given).executables
+    assert 'preprocess:image_raw:=/front/image' in plan(given).executables['preprocess_node']
+    assert having(given, 'image_transport') == {'preprocess_node': 'compressed'}
+    composed = plan({**given, 'composed': 'true'}).executables['pipeline']
+    assert 'camera' not in composed[:composed.index('--ros-args')]
+
+
+def test_the_model_reaches_both_that_need_it(model):
+    assert having({'model': model}, 'model') == {'preprocess_node': model, 'inference_node': model}
+    assert having({'model': model, 'composed': 'true'}, 'model') == {'pipeline': model}
+
+
+@pytest.mark.parametrize('source', ['0', '/dev/video0', 'rtsp://host:554/a?b=c&d="e"', 'my photos/', 'true', '1e3', "it's: a {folder}"])
+def test_a_source_stays_a_string(source):
+    """ROS reads parameters as YAML, where 0 would be a number and refused."""
+    assert having({'source': source}, 'source') == {'camera_node': source}
+
+
+def test_the_backend():
+    assert having({'actuator_backend': 'gpio'}, 'backend') == {'actuator_node': 'gpio'}
+
+
+@pytest.mark.parametrize(('name', 'value', 'expected'), [
+    ('use_sim_time', 'true', True), ('use_sim_time', 'True', True), ('autostart', 'False', False)])
+def test_what_every_node_gets(name, value, expected):
+    assert having({name: value}, name) == dict.fromkeys((f'{node}_node' for node in NODES), expected)
+
+
+def test_log_level_and_params_file(tmp_path):
+    (tmp_path / 'mine.yaml').write_text('')
+    for arguments in plan({'log_level': 'debug', 'params_file': str(tmp_path / 'mine.yaml')}).executables.values():
+        assert arguments[arguments.index('--log-level') + 1] == 'debug'
+        assert arguments[arguments.index('--params-file') + 1] == str(tmp_path / 'mine.yaml')
+
+
+def test_respawn_and_namespace():
+    deployment = plan({'use_respawn': 'true', 'namespace': 'left/'})
+    assert (deployment.respawn, deployment.namespace) == (True, 'left')
+
+
+def test_no_argument_is_dead(model, tmp_path):
+    """Another value of any argument changes what is started."""
+    (tmp_path / 'mine.yaml').write_text('')
+    other = {'namespace': 'robot', 'params_file': str(tmp_path / 'mine.yaml'), 'model': model, 'source': 'synthetic', 'image_topic': '/front/image'}
+    for argument in ARGUMENTS:
+        values = [choice for choice in argument.choices if choice.lower() != argument.default] or [other[argument.name]]
+        for value in values:
+            assert plan({argument.name: value}) != plan({}), f'{argument.name}:={value} changes nothing'
+
+
+@pytest.mark.parametrize(('given', 'message'), [
+    ({'modell': 'x'}, 'unknown argument modell, expected one of namespace'),
+    ({'composed': 'yes'}, "composed is 'yes', expected one of true, false"),
+    ({'actuator_backend': 'relay'}, "actuator_backend is 'relay', expected one of nothing, simulated, gpio"),
+    ({'log_level': 'loud'}, "log_level is 'loud', expected one of debug, info"),
+    ({'params_file': '/nowhere/p.yaml'}, 'params_file /nowhere/p.yaml: there is no such file'),
+    ({'namespace': 'a-b'}, "namespace is 'a-b', expected names of letters"),
+    ({'namespace': '1a'}, "namespace is '1a'"),
+    ({'model': '/nowhere/model'}, "model '/nowhere/model': there is no such bundle folder or .tflite file"),
+    ({'model': '/nowhere/m.tflite'}, "model '/nowhere/m.tflite': there is no such .tflite file"),
+    ({'model': '../up'}, r'must not contain "\.\."'),
+])
+def test_a_wrong_argument_is_refused_by_name(given, message):
+    with pytest.raises(EdgeResnetError, match=message):
+        plan(given)
+
+
+def test_a_damaged_bundle_is_refused_at_launch(model):
+    (Path(model) / 'card.yaml').write_text('[')
+    with pytest.raises(ModelError, match='card.yaml'):
+        check_model(model)
+
+
+# Respawning
+
+@pytest.fixture
+def limit() -> RespawnLimit:
+    limit = RespawnLimit(lambda: limit.clock.now_s)
+    limit.clock = SimpleNamespace(now_s=1000.0)
+    return limit
+
+
+def test_a_node_that_dies_at_every_start_is_given_up(limit):
+    assert [limit.allows(1) for _ in range(MAX_STARTS)] == [True] * (MAX_STARTS - 1) + [False]
+    assert str(limit) == f'ended {MAX_STARTS} times within 60 s'
+
+
+def test_a_node_that_dies_now_and_then_is_always_started_again(limit):
+    for _ in range(100):
+        limit.clock.now_s += START_WINDOW_S / (MAX_STARTS - 1) + 0.1
+        assert limit.allows(-signal.SIGSEGV)
+
+
+def test_kills_from_outside_do_not_count(limit):
+    assert all(limit.allows(-signal.SIGKILL) for _ in range(100))
+
+
+# Transport
+
+def test_fast_dds_gets_a_profile_that_images_fit_through():
+    environment = transport_environment({})
+    assert set(environment) == {'FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'}
+    assert all(Path(path).is_file() for path in environment.values())
+
+
+@pytest.mark.parametrize('name', ['FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'])
+def test_a_users_own_profile_is_left_alone(name):
+    assert transport_environment({name: '/etc/mine.xml'}) == {}
