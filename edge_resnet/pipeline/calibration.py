@@ -57,7 +57,7 @@ def sharpness(frame: np.ndarray) -> float:
     """How fine the finest detail of ``frame`` is: the mean square of the second differences of green over that of the first ones,
     along rows and along columns, the smaller of both, since a camera that moves blurs in one direction only.
 
-    Contrast and brightness cancel out. White noise has 3, photographs in focus 0.6 to 1.9, out of focus (Gaussian of 4 px at
+    Contrast and brightness cancel out. White noise has 3, photographs in focus 0.6 to 2.1, out of focus (Gaussian of 4 px at
     640x480, then resized to 224x224) 0.1 to 0.3, a frame without any detail 0.
     """
     green = frame[..., 1]
@@ -80,13 +80,17 @@ def thumbnail(frame: np.ndarray) -> np.ndarray:
     return frame
 
 
+def alike(seen: Sequence[np.ndarray], candidate: np.ndarray) -> bool:
+    """Whether one of the thumbnails ``seen`` differs from ``candidate`` by a mean of less than ALIKE_LEVELS of 255 levels."""
+    return bool(seen) and np.abs(np.stack(seen) - candidate).mean(axis=(1, 2, 3)).min() < ALIKE_LEVELS
+
+
 def distinct(thumbnails: Iterable[np.ndarray]) -> list[int]:
-    """Indices of the ``thumbnails`` that are no near duplicate of one kept before: that differ from each of those by a mean
-    of ALIKE_LEVELS or more of 255 levels."""
+    """Indices of the ``thumbnails`` that are no near duplicate of one kept before."""
     kept: list[int] = []
     seen: list[np.ndarray] = []
     for index, candidate in enumerate(thumbnails):
-        if not seen or np.abs(np.stack(seen) - candidate).mean(axis=(1, 2, 3)).min() >= ALIKE_LEVELS:
+        if not alike(seen, candidate):
             kept.append(index)
             seen.append(candidate)
     return kept
