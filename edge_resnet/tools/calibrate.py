@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import math
 import os
@@ -193,7 +194,8 @@ class Quantization:
     def quantize(self, method: str) -> bytes:
         """The model quantised by ``method``; ``measure`` came before."""
         quantizer = self._quantizer(method)
-        result = quantizer.quantize(self._ranges if quantizer.need_calibration else None, enable_progress_report=False)
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of the library that nothing else turns off
+            result = quantizer.quantize(self._ranges if quantizer.need_calibration else None, enable_progress_report=False)
         return bytes(result.quantized_model)
 
     def worst_layers(self, quantized: bytes, frames: Sequence[np.ndarray]) -> list[dict[str, Any]]:
