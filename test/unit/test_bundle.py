@@ -221,7 +221,7 @@ values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floa
                       lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=3)), max_leaves=6)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(name=st.sampled_from([*Preprocessing.__dataclass_fields__, 'output', 'label_offset', 'sha256', 'preprocessing']), value=values)
 def test_any_value_in_a_card_is_taken_or_refused(tmp_path_factory, name, value):
     folder = write_bundle(tmp_path_factory.mktemp('card') / 'lights')

@@ -311,7 +311,7 @@ configs = st.builds(
     st.booleans())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(config=configs, events=st.lists(event, max_size=60))
 def test_on_only_while_everything_speaks_for_it(config, events):
     """Whatever happened: ON means armed, not stopped, the last result sound, fresh and high enough, after enough in a row."""
