@@ -293,21 +293,23 @@ class Recording:
 
 
 def record(source: Source, recording: Recording, spec: Preprocessing, args: argparse.Namespace) -> None:
-    """Add frames until there are ``args.count`` or the source ends. A recorded source is gone through twice: what the schedule left
-    out the first time is better than too few frames."""
+    """Add frames until there are ``args.count`` or the source ends. A recorded source is gone through from where it was interrupted,
+    and then once more: what the schedule left out is better than too few frames."""
     interval_s = args.interval_s if args.interval_s is not None else INTERVAL_S if source.live and not args.seconds else 0.0
     looked_at: set[float] = set()
-    for last_s in (recording.last_s,) if source.live else (recording.last_s, -math.inf):
-        first_s = time.monotonic() if source.live else source.start_s
-        start_s = first_s if source.live else max(first_s, last_s)
-        end_s = first_s + args.seconds if args.seconds else source.end_s
-        spread = source.live or not looked_at
-        schedule = Schedule(args.count - len(recording), start_s, end_s if spread else None, interval_s, args.seed)
+    last_end_s = source.start_s + args.seconds if args.seconds else source.end_s
+    interrupted = last_end_s is not None and recording.last_s < last_end_s - (last_end_s - source.start_s) / max(1, len(recording))
+    for last_s in (-math.inf,) if source.live else (recording.last_s if interrupted else -math.inf, -math.inf):
+        spread, schedule = source.live or not looked_at, None
         with contextlib.closing(source.shots()) as shots:
             for now_s, decode in shots:
+                if schedule is None:  # only now, since the time of a live source runs from its first frame
+                    first_s = now_s if source.live else source.start_s
+                    end_s = first_s + args.seconds if args.seconds else source.end_s
+                    schedule = Schedule(args.count - len(recording), max(first_s, last_s), end_s if spread else None, interval_s, args.seed)
                 if end_s is not None and now_s > end_s:
                     break
-                if now_s in looked_at or (now_s <= last_s and not source.live) or not schedule.due(now_s):
+                if now_s in looked_at or now_s <= last_s or not schedule.due(now_s):
                     continue
                 looked_at.add(now_s)
                 try:

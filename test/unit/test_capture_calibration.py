@@ -175,7 +175,10 @@ def test_ctrl_c_leaves_whole_frames_and_their_manifest(run, photos, tmp_path, mo
     assert 'interrupted' in said
     assert names(tmp_path / 'frames') == [*sorted(manifest['frames']), 'manifest.json']
     assert manifest['count'] == 3
-    assert run('--source', photos, '--count', 8)[1]['count'] == 8
+    whole = run('--source', photos, '--count', 8)[1]
+    assert whole['frames'].items() > manifest['frames'].items()
+    assert whole['count'] == 8
+    assert [entry['time_s'] for entry in whole['frames'].values()] == sorted(entry['time_s'] for entry in whole['frames'].values()), 'goes on'
 
 
 @pytest.mark.parametrize(('given', 'refusal'), [
@@ -240,7 +243,7 @@ def test_bad_input_is_one_clear_line(run, photos, tmp_path, monkeypatch, given, 
     assert re.fullmatch(f'capture_calibration: .*{re.escape(refusal)}.*\n', said), said
 
 
-def test_a_video_is_recorded_over_its_whole_length_and_goes_on_after_an_interruption(run, tmp_path):
+def test_a_video_is_recorded_over_its_whole_length(run, tmp_path):
     writer = cv2.VideoWriter(str(tmp_path / 'drive.avi'), cv2.VideoWriter.fourcc(*'MJPG'), 10, (160, 160))
     for number in range(60):
         writer.write(scene(number)[..., ::-1])
@@ -252,8 +255,10 @@ def test_a_video_is_recorded_over_its_whole_length_and_goes_on_after_an_interrup
     number = int(manifest['frames']['000003.png']['time_s'] * 10)
     frame = read_rgb(tmp_path / 'frames' / '000003.png').astype(int)
     assert np.abs(frame - resize(scene(number), SPEC)).mean() < 15, 'colours in their order, but for JPEG'
-    code, manifest, _ = run('--source', tmp_path / 'drive.avi', '--count', 10)
-    assert (code, manifest['count']) == (0, 10)
+    code, manifest, _ = run('--source', tmp_path / 'drive.avi', '--count', 12)
+    times = [entry['time_s'] for entry in manifest['frames'].values()]
+    assert (code, len(set(times))) == (0, 12)
+    assert [int(time_s) for time_s in times[6:]] == list(range(6)), 'more frames are spread over all of it too'
     code, manifest, _ = run('--source', tmp_path / 'drive.avi', '--count', 4, '--seconds', 3, '--interval-s', 0.5, out='part')
     times = [entry['time_s'] for entry in manifest['frames'].values()]
     assert max(times) < 3
