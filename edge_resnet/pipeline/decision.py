@@ -58,7 +58,8 @@ class DecisionGate:
         self._config, self._now = config, now
         self._armed = not config.require_arm
         self._stopped = False
-        self._on, self._on_since, self._off_since = False, -math.inf, -math.inf
+        self._on, self._streak = False, 0
+        self._on_since = self._off_since = -math.inf
         self.reset()
 
     def reset(self) -> None:
