@@ -1,6 +1,6 @@
 # make run [ARGS="source:=/dev/video0 ..."], make test, make lint
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint clean bench-footprint
+.PHONY: help setup run test lint clean bench-footprint test-aarch64
 SHELL := /bin/bash
 
 help:  ## this list
@@ -15,6 +15,10 @@ run:  ## play the sample frames through the pipeline; ARGS='name:=value ...' as 
 test:  ## set up and run all tests; PYTEST='test/unit -k gate' for some
 	@scripts/setup.sh tools test
 	@source scripts/env.sh && python -m pytest $(PYTEST)
+
+test-aarch64:  ## the bundles on a Raspberry Pi's processor, emulated, against this one; FULL=1 for every sample
+	@scripts/setup.sh tools test
+	@scripts/test-aarch64.sh
 
 lint:  ## ruff and mypy
 	@scripts/setup.sh tools test
