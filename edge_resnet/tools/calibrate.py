@@ -49,7 +49,8 @@ LATENCY_RUNS, LAYER_FRAMES, LAYERS = 15, 2, 5
 CARD_HEADER = """\
 # How this model was made and what it expects, written by edge_resnet's calibrate. mean, std and brightness are in 0-255 units;
 # histograms: the shares of 32 equal bins of 0-255 of all pixels of the calibration frames at the network's size; sharpness: their
-# median, see pipeline/calibration.py; agreement, top1 and clipped_share: shares, 0-1; drift: difference in the score, 0-1, of the float model's first class; latency: CPU time of one thread.
+# median, see pipeline/calibration.py; agreement, top1 and clipped_share: shares, 0-1; drift: difference in the score, 0-1, of the
+# float model's first class; latency: CPU time of one thread.
 """
 
 
