@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 
 help:  ## this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup:  ## make .venv with ROS 2's rclpy and this package
 	@scripts/setup.sh
