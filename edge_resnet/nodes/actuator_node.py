@@ -65,16 +65,21 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
         self._actuator: Actuator | None = None
         self._gate = DecisionGate(DecisionConfig(), time.monotonic)
         self._input: FrameInput | None = None
-        self._stop_input: Any = None
         self._on: bool | None = None
         self._state = self.create_publisher(Bool, 'actuator/state', LATCHED_QOS)
         self._watchdog = self.create_timer(WATCHDOG_PERIOD_S, self.guarded(self._tick), clock=self._steady)
         self._watchdog.cancel()  # until it is on; Humble's create_timer has no autostart
         self.create_service(SetBool, 'actuator/arm', self._arm)
+        # In every state: a stop that is called before the node is active holds once it is.
+        self.create_subscription(Bool, 'emergency_stop', self.guarded(self._emergency_stop), BEST_EFFORT_QOS)
 
     def configure(self) -> None:
         p = self.parameters
-        self._gate = DecisionGate(p.decision_config(), time.monotonic)
+        before, self._gate = self._gate, DecisionGate(p.decision_config(), time.monotonic)
+        if before.stopped:  # only actuator/arm ends it
+            self._gate.emergency_stop()
+        elif not before.armed:
+            self._gate.arm(False)
         state_file = Path(p.state_file) if p.state_file else default_state_file(self.get_fully_qualified_name())
         self._actuator = open_actuator(p.backend, gpio_pin=p.gpio_pin, state_file=state_file, active_high=p.gpio_active_high)
         self._on = None
@@ -82,7 +87,6 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
 
     def activate(self) -> None:
         self._gate.reset()
-        self._stop_input = self.create_subscription(Bool, 'emergency_stop', self.guarded(self._emergency_stop), BEST_EFFORT_QOS)
         self._input = FrameInput(self, Classification, 'classification', self._on_classification, raw=False)
 
     def deactivate(self) -> None:
@@ -90,9 +94,6 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
         if self._input is not None:
             self._input.close()
             self._input = None
-        if self._stop_input is not None:
-            self.destroy_subscription(self._stop_input)
-            self._stop_input = None
         self._gate.reset()
         if self._actuator is not None:
             self._command(Decision(False, 'deactivated'))
@@ -114,9 +115,14 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
     def _emergency_stop(self, message: Bool) -> None:
         if message.data:
             self.get_logger().warning('emergency stop: off until re-armed')
-            self._command(self._gate.emergency_stop())
+            decision = self._gate.emergency_stop()
+            if self._actuator is not None:
+                self._command(decision)
 
     def _arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        if self._actuator is None:
+            response.success, response.message = False, 'not configured'
+            return response
         decision = self._gate.arm(request.data)
         self.guarded(self._command)(decision)
         response.success, response.message = True, decision.reason

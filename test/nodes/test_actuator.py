@@ -93,6 +93,25 @@ def test_emergency_stop_latches_until_armed(bench, tmp_path):
     assert rig.on
 
 
+def test_emergency_stop_is_heard_and_kept_in_every_state(bench, tmp_path):
+    rig = Rig(bench, tmp_path)
+    stop = bench.publisher(Bool, 'emergency_stop', qos_profile_sensor_data)
+    rig.node.trigger_deactivate()
+    rig.node.trigger_cleanup()
+    wait_for(lambda: stop.get_subscription_count(), 'the subscription')
+    stop.publish(Bool(data=True))
+    wait_for(lambda: rig.node._gate.stopped, 'the stop')
+    refused = rig.call(True)
+    assert (refused.success, refused.message) == (False, 'not configured')
+    rig.node.trigger_configure()
+    rig.node.trigger_activate()
+    rig.see('red', times=5)
+    assert not rig.on
+    assert rig.call(True).success
+    rig.see('red', times=5)
+    assert rig.on
+
+
 def test_disarmed_is_off_from_the_start(bench, tmp_path):
     rig = Rig(bench, tmp_path, require_arm=True)
     rig.see(times=5)
