@@ -22,7 +22,14 @@ from edge_resnet.pipeline.postprocessing import top_k
 from edge_resnet.pipeline.preprocessing import resize
 from edge_resnet.tools.dataset import progress, read_rgb
 
-FLOAT_STEP = 1 / 256  # for an output that isn't quantised, the step that an 8-bit score has
+FLOAT_STEP = 1 / 256  # for a tensor that isn't quantised, the step that an 8-bit score has
+
+
+def logit_step(interpreter: Any, index: int) -> float:
+    """The quantisation step of what comes before the softmax that makes output tensor ``index``, or of that tensor if none does."""
+    before = {operation['outputs'][0]: operation['inputs'][0] for operation in interpreter._get_ops_details() if operation['op_name'] == 'SOFTMAX'}
+    scales = {tensor['index']: tensor['quantization'][0] for tensor in interpreter.get_tensor_details()}
+    return scales[before.get(index, index)] or FLOAT_STEP
 
 
 def classify(model: str, images: list[str], runtime: str, folder: Path) -> Iterator[dict[str, Any]]:
@@ -40,7 +47,7 @@ def classify(model: str, images: list[str], runtime: str, folder: Path) -> Itera
         np.save(source, classifier.network_input(fitted))
         yield {
             'model': model, 'runtime': runtime, 'image': image, 'label': best.label, 'score': best.score, 'step': scale or FLOAT_STEP,
-            'output': output.tolist(), 'input': str(source)}
+            'logit_step': logit_step(interpreter, result['index']), 'output': output.tolist(), 'input': str(source)}
 
 
 def main(jobs: str, results: str) -> int:

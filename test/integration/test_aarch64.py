@@ -28,10 +28,11 @@ def compare() -> ModuleType:
     return module
 
 
-def records(bundle: Path, folder: Path, outputs: list[float], label: str, score: float, step: float = 1 / 256) -> list[dict[str, Any]]:
+def records(bundle: Path, folder: Path, outputs: list[float], label: str, score: float, *, step: float = 1 / 256, logit_step: float = 0.1,
+            runtime: str = 'litert') -> list[dict[str, Any]]:
     np.save(folder / 'input.npy', np.zeros((1, 32, 32, 3), np.int8))
-    return [{'model': str(bundle), 'runtime': 'litert', 'image': '07.jpg', 'label': label, 'score': score, 'step': step, 'output': outputs,
-             'input': str(folder / 'input.npy')}]
+    return [{'model': str(bundle), 'runtime': runtime, 'image': '07.jpg', 'label': label, 'score': score, 'step': step, 'logit_step': logit_step,
+             'output': outputs, 'input': str(folder / 'input.npy')}]
 
 
 def test_short_form(root):
@@ -49,25 +50,26 @@ def test_other_label_is_named_with_sample_model_runtime_and_both_scores(compare,
     bundle = write_bundle(tmp_path / 'lights', 'int8')
     ours = records(bundle, tmp_path, [-128, 20, 19], 'red', 0.578)
     theirs = records(bundle, tmp_path, [-128, 19, 20], 'yellow', 0.578)
-    row, faults = compare.compare(['red'], ours, theirs)
+    row, faults, _ = compare.compare(['red'], ours, theirs)
     assert row[:4] == ['lights', 'litert', '1', '0']
     assert len(faults) == 1
     for part in ('07.jpg', 'lights', 'litert', 'red 0.5780', 'aarch64 yellow 0.5780'):
         assert part in faults[0]
 
 
-@pytest.mark.parametrize(('steps', 'count'), [(2, 0), (3, 1)])
-def test_score_of_softmax_may_differ_by_two_steps(compare, tmp_path, steps, count):
+@pytest.mark.parametrize(('runtime', 'steps', 'faults', 'notes'), [
+    ('litert', 2, 0, 0), ('litert', 3, 1, 0), ('tflite_runtime', 2, 0, 0), ('tflite_runtime', 6, 0, 1), ('tflite_runtime', 20, 1, 0)])
+def test_score_of_softmax_may_differ_by_two_steps(compare, tmp_path, runtime, steps, faults, notes):
     bundle = write_bundle(tmp_path / 'lights', 'int8')
-    ours = records(bundle, tmp_path, [-128, 100, -100], 'red', 228 / 256)
-    theirs = records(bundle, tmp_path, [-128, 100 + steps, -100 - steps], 'red', (228 + steps) / 256)
-    row, faults = compare.compare(['red'], ours, theirs)
-    assert len(faults) == count
+    ours = records(bundle, tmp_path, [-128, 100, -100], 'red', 228 / 256, runtime=runtime)
+    theirs = records(bundle, tmp_path, [-128, 100 + steps, -100 - steps], 'red', (228 + steps) / 256, runtime=runtime)
+    row, *lines = compare.compare(['red'], ours, theirs)
+    assert [len(kind) for kind in lines] == [faults, notes]
     assert row[5] == f'{steps} steps'
 
 
-@pytest.mark.parametrize(('steps', 'count'), [(2, 0), (3, 1)])
-def test_score_of_logits_may_differ_by_what_two_steps_of_each_output_do(compare, tmp_path, steps, count):
+@pytest.mark.parametrize(('steps', 'faults'), [(2, 0), (3, 1)])
+def test_score_of_logits_may_differ_by_what_two_steps_of_each_output_do(compare, tmp_path, steps, faults):
     bundle, step = write_bundle(tmp_path / 'lights', 'int8', output='logits'), 0.1
 
     def score(outputs: list[float]) -> float:
@@ -75,16 +77,17 @@ def test_score_of_logits_may_differ_by_what_two_steps_of_each_output_do(compare,
         return float(powers.max() / powers.sum())
 
     here, there = [0.0, 30.0, 10.0], [0.0 - steps, 30.0 + steps, 10.0 - steps]
-    ours, theirs = (records(bundle, tmp_path, outputs, 'red', score(outputs), step) for outputs in (here, there))
-    assert len(compare.compare(['red'], ours, theirs)[1]) == count
+    ours, theirs = (records(bundle, tmp_path, outputs, 'red', score(outputs), step=step) for outputs in (here, there))
+    assert [len(kind) for kind in compare.compare(['red'], ours, theirs)[1:]] == [faults, 0]
 
 
-@pytest.mark.parametrize(('truth', 'gap', 'count'), [('cat', 4, 0), ('cat', 5, 1), ('red', 1, 1)])
-def test_labels_change_places_only_where_none_is_right_and_steps_explain_it(compare, tmp_path, truth, gap, count):
+@pytest.mark.parametrize(('runtime', 'truth', 'gap', 'faults'), [
+    ('tflite_runtime', 'cat', 4, 0), ('tflite_runtime', 'cat', 5, 1), ('tflite_runtime', 'red', 1, 1), ('litert', 'cat', 1, 1)])
+def test_labels_change_places_only_by_rounding_and_where_none_is_right(compare, tmp_path, runtime, truth, gap, faults):
     bundle = write_bundle(tmp_path / 'lights', 'int8', output='logits')
-    ours = records(bundle, tmp_path, [0, 30, 30 - gap], 'red', 0.5, 0.01)
-    theirs = records(bundle, tmp_path, [0, 29, 30], 'yellow', 0.5, 0.01)
-    assert len(compare.compare([truth], ours, theirs)[1]) == count
+    ours = records(bundle, tmp_path, [0, 30, 30 - gap], 'red', 0.5, runtime=runtime)
+    theirs = records(bundle, tmp_path, [0, 29, 30], 'yellow', 0.5, runtime=runtime)
+    assert [len(kind) for kind in compare.compare([truth], ours, theirs)[1:]] == [faults, 1 - faults]
 
 
 @pytest.mark.skipif(shutil.which('apt-get') is None, reason='without apt-get the script says so and needs no network')
