@@ -65,6 +65,8 @@ def pip_install(root: Path, folder: Path) -> Installed:
     build = 'from setuptools import build_meta; print(build_meta.build_sdist("dist"))'
     sdist = source / 'dist' / run(sys.executable, '-c', build, cwd=source).splitlines()[-1]
     run(sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation', '--no-index', '--disable-pip-version-check',
+        '--ignore-installed',  # or pip removes the one in the environment that runs this
+
         '--prefix', folder / 'prefix', sdist, cwd=folder)
     return found_in(folder / 'prefix')
 

