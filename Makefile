@@ -1,6 +1,6 @@
 # make run [ARGS="source:=/dev/video0 ..."], make test, make lint
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint clean bench-footprint test-aarch64
+.PHONY: help setup run test lint clean bench-footprint bench-models test-aarch64
 SHELL := /bin/bash
 
 help:  ## this list
@@ -30,3 +30,7 @@ clean:  ## remove what was built
 bench-footprint:  ## memory and processor time of the running and the deactivated pipeline
 	@scripts/setup.sh
 	@source scripts/env.sh && python benchmarks/footprint.py 2>/dev/null
+
+bench-models:  ## accuracy, size and time of the committed models; FLOATS=folder to compare with float ones, CHECK=1 to fail on a miss
+	@scripts/setup.sh tools
+	@source scripts/env.sh && python benchmarks/models.py $(if $(FLOATS),--floats $(FLOATS)) $(if $(CHECK),--check)

@@ -13,6 +13,9 @@ from edge_resnet.exceptions import ModelError
 from edge_resnet.pipeline.preprocessing import Preprocessing, normalize
 
 
+TIE = 1e-4  # of a step: what float32 makes of a tie is within it
+
+
 @dataclass(frozen=True)
 class Quantization:
     """Per-tensor ``scale`` and ``zero_point``; a scale of 0 means that the tensor is not quantised."""
@@ -22,9 +25,12 @@ class Quantization:
 
 
 def quantize(values: np.ndarray, quantization: Quantization, dtype: np.dtype) -> np.ndarray:
-    """Real ``values`` to the nearest ``dtype`` (int8 or uint8), ties to even, saturating at its ends."""
+    """Real ``values`` to the nearest ``dtype`` (int8 or uint8), ties upwards, saturating at its ends.
+
+    With mean = std = 127.5 and INT8 every grey level is a tie; rounded to even, a quarter of the 256 levels would be lost.
+    """
     limits = np.iinfo(dtype)
-    steps = np.rint(values / np.float32(quantization.scale)) + quantization.zero_point
+    steps = np.floor(values / np.float64(quantization.scale) + (0.5 + TIE)) + quantization.zero_point
     return np.clip(steps, limits.min, limits.max).astype(dtype)
 
 

@@ -26,8 +26,10 @@ def test_saturates_instead_of_wrapping_round(dtype, zero, ends):
     assert quantize(np.float32([-1e9, 1e9]), Quantization(0.1, zero), dtype).tolist() == ends
 
 
-def test_ties_go_to_the_even_number():
-    assert quantize(np.float32([0.5, 1.5, 2.5, -0.5]), Quantization(1.0, 0), INT8).tolist() == [0, 2, 2, 0]
+def test_ties_go_up_so_that_every_grey_level_stays_apart():
+    assert quantize(np.float32([0.5, 1.5, 2.5, -0.5]), Quantization(1.0, 0), INT8).tolist() == [1, 2, 3, 0]
+    table = input_table(Preprocessing(mean=(127.5,) * 3, std=(127.5,) * 3), Quantization(1 / 127.5, -1), INT8)
+    assert table[:, 0].tolist() == list(range(-128, 128))
 
 
 def test_dequantizing_does_not_overflow():
