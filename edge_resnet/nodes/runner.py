@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import rclpy
 from lifecycle_msgs.msg import State
@@ -89,9 +90,9 @@ def _close(nodes: list[ManagedNode], executors: list[SingleThreadedExecutor], th
         executor.wake()
     for thread in threads:
         thread.join(2.0)
-    for node in nodes:
+    for ending in (*(partial(executor.shutdown, 1.0) for executor in executors), *(node.destroy_node for node in nodes)):
         try:
-            node.destroy_node()
+            ending()
         except Exception as error:
-            print(f'{node.get_name()}: {error}', file=sys.stderr)
+            print(f'edge_resnet: {type(error).__name__}: {error}', file=sys.stderr)
     rclpy.try_shutdown()

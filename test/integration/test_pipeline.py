@@ -79,7 +79,7 @@ def test_samples_are_labelled_right_and_the_brake_follows(processes, bench, root
 
     codes = {name: processes.end(name, number) for name, number in zip(names, [signal.SIGINT, signal.SIGTERM] * 3, strict=False)}
     assert set(codes.values()) == {0}, codes
-    assert not [name for name in names if 'Traceback' in processes.output(name)]
+    assert not [processes.output(name) for name in names if 'Traceback' in processes.output(name)]
     ages = [Time.from_msg(record.time_ref).nanoseconds - stamp_ns(record.header) for record in stages if record.source == 'actuator_commanded']
     assert min(ages) > 0
     assert np.median(ages) < 1e9
