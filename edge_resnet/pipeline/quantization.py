@@ -12,7 +12,6 @@ import numpy as np
 from edge_resnet.exceptions import ModelError
 from edge_resnet.pipeline.preprocessing import Preprocessing, normalize
 
-
 TIE = 1e-4  # of a step: what float32 makes of a tie is within it
 
 
