@@ -216,7 +216,7 @@ def test_arguments_reach_their_nodes_in_a_namespace(launch, bench, tiny):
     graph = Graph(bench, '/robot1')
     launched = launch(*tiny_arguments(tiny), 'namespace:=robot1', 'image_topic:=front/image', 'image_transport:=compressed', 'log_level:=debug')
     wait_until(lambda: {True, False} <= set(brake), 'the brake going on and off', launched)
-    assert graph.nodes() == {f'/robot1/{node}' for node in NODES}
+    wait_until(lambda: graph.nodes() == {f'/robot1/{node}' for node in NODES}, 'every node', launched)
     assert graph.outside() == ROOT_TOPICS
     assert graph.parameter('camera', 'image_hold_s') == 0.6
     assert graph.parameter('camera', 'source') == str(tiny['source'])
