@@ -7,9 +7,11 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from edge_resnet.exceptions import ModelError, ParameterError
 from edge_resnet.pipeline.bundle import find_shared, load_bundle
@@ -57,6 +59,7 @@ class Deployment:
     executables: dict[str, list[str]]
     namespace: str
     respawn: bool
+    waits: bool = False  # for a lifecycle manager
 
 
 def plan(given: Mapping[str, str]) -> Deployment:
@@ -66,7 +69,7 @@ def plan(given: Mapping[str, str]) -> Deployment:
         if name not in known:
             raise ParameterError(f'unknown argument {name}, expected one of {", ".join(known)}')
         if known[name].choices and value not in known[name].choices:
-            raise ParameterError(f'{name} is {value!r}, expected one of {", ".join(choice or "nothing" for choice in known[name].choices)}')
+            raise ParameterError(f'{name} is {value!r}, expected one of {", ".join(choice or "empty" for choice in known[name].choices)}')
     values = {argument.name: given.get(argument.name, argument.default) for argument in ARGUMENTS}
     values.update({name: value.lower() for name, value in values.items() if known[name].choices == BOOLEANS})
     if not re.fullmatch(r'/?([A-Za-z_]\w*(/[A-Za-z_]\w*)*/?)?', values['namespace'], re.ASCII):
@@ -75,6 +78,9 @@ def plan(given: Mapping[str, str]) -> Deployment:
     params_file = Path(values['params_file']) if values['params_file'] else find_shared('config', 'pipeline.yaml')
     if not params_file.is_file():
         raise ParameterError(f'params_file {params_file}: there is no such file')
+    check_params_file(params_file, values['namespace'])
+    if not re.fullmatch(r'~?/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', values['image_topic'], re.ASCII):
+        raise ParameterError(f'image_topic is {values["image_topic"]!r}, expected names of letters, digits and _ with / between them')
     nodes = [node for node in NODES if node != 'camera' or values['use_camera'] == 'true']
 
     ros_args = ['--log-level', values['log_level'], '--params-file', str(params_file)]
@@ -90,7 +96,32 @@ def plan(given: Mapping[str, str]) -> Deployment:
         own = [f'{RENAMED.get(name, name)}:={json.dumps(values[name])}' for name, targets in PARAMETERS.items()
                if values[name] and set(targets) & set(inside)]
         executables[executable] = [*(inside if composed else ()), '--ros-args', *ros_args, *(part for text in own for part in ('-p', text))]
-    return Deployment(executables, values['namespace'].rstrip('/') or values['namespace'], values['use_respawn'] == 'true')
+    return Deployment(executables, values['namespace'].rstrip('/') or values['namespace'], values['use_respawn'] == 'true',
+                      values['autostart'] == 'false')
+
+
+def check_params_file(path: Path, namespace: str) -> None:
+    """ParameterError when ``path`` is no YAML mapping, or has a section for one of our nodes that is not where the node will be: ROS would
+    pass over it without a word, and limits of the actuator with it."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f'params_file {path}: {" ".join(str(error).split())}') from error
+    if not isinstance(content or {}, dict):
+        raise ParameterError(f'params_file {path}: a {type(content).__name__}, expected sections of nodes')
+
+    def sections(tree: Mapping[str, object], above: str = '') -> Iterator[str]:
+        for name, below in tree.items():
+            if isinstance(below, dict):
+                here = f'{above}/{str(name).strip("/")}'
+                yield from [here] if 'ros__parameters' in below else sections(below, here)
+
+    for section in sections(content or {}):
+        node = section.rsplit('/', 1)[1]
+        wanted = f'/{namespace.strip("/")}/{node}'.replace('//', '/')
+        pattern = re.escape(section).replace(r'/\*\*', '(/[^/]+)*').replace(r'\*', '[^/]+')
+        if node in NODES and not re.fullmatch(pattern, wanted):
+            raise ParameterError(f'params_file {path}: section {section} is not for {wanted}; expected {wanted} or /**/{node}')
 
 
 def check_model(model: str) -> None:

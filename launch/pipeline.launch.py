@@ -19,6 +19,10 @@ from launch.substitutions import LaunchConfiguration
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The nodes, once the arguments have their values."""
+    known = {argument.name for argument in ARGUMENTS} | {'launch-prefix', 'launch-prefix-filter'}
+    for name in (text.split(':=', 1)[0] for text in context.argv if ':=' in text):  # of the command line, which may be another launch file's
+        if name not in known:
+            get_logger('edge_resnet').warning(f'argument {name} is not one of {", ".join(sorted(known))}')
     deployment = plan({argument.name: LaunchConfiguration(argument.name).perform(context) for argument in ARGUMENTS})
     return [
         Node(package='edge_resnet', executable=executable, exec_name=executable, arguments=arguments, namespace=deployment.namespace,
