@@ -70,12 +70,16 @@ class NodeParameters(typing.Generic[T]):
         for name, entry in self._fields.items():
             default = default_of(entry)
             try:
-                found[name] = node.declare_parameter(name, default, descriptor(entry)).value
+                found[name] = self._declare(entry, default)
             except InvalidParameterTypeException:
                 given = node._parameter_overrides[name].value
                 if type(given) is int and isinstance(default, float | str):  # framerate: 30 and source: 0 are fine in YAML
                     node._parameter_overrides[name] = Parameter(name, value=type(default)(given))
                     found[name] = self._declare_checked(entry, default)
+                    continue
+                if isinstance(default, list) and all(type(value) is int for value in given):  # as is mean: [127, 127, 127]
+                    node._parameter_overrides[name] = Parameter(name, value=[float(value) for value in given])
+                    found[name] = self._declare(entry, default)
                     continue
                 raise ParameterError(f'{name} is {given!r}, expected {_type_name(default)}') from None
             except InvalidParameterValueException:
@@ -86,6 +90,13 @@ class NodeParameters(typing.Generic[T]):
         self.unknown = [name for name in unknown if not name.startswith('qos_overrides.')]
         self.values: T = kind(**found)
         node.add_on_set_parameters_callback(self._on_set)
+
+    def _declare(self, entry: dataclasses.Field, default: Any) -> Any:
+        if not isinstance(default, list):
+            return self._node.declare_parameter(entry.name, default, descriptor(entry)).value
+        # rclpy takes an empty list for one of bytes, so the type is declared, and the default comes as an override.
+        self._node._parameter_overrides.setdefault(entry.name, Parameter(entry.name, Parameter.Type.DOUBLE_ARRAY, default))
+        return list(self._node.declare_parameter(entry.name, Parameter.Type.DOUBLE_ARRAY, descriptor(entry)).value)
 
     def _declare_checked(self, entry: dataclasses.Field, default: Any) -> Any:
         check(entry, self._node._parameter_overrides[entry.name].value)
