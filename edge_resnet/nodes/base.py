@@ -18,7 +18,7 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import TimeReference
 
 from edge_resnet.conversions import Stamp
-from edge_resnet.exceptions import EdgeResnetError
+from edge_resnet.exceptions import EdgeResnetError, ParameterError
 from edge_resnet.nodes.parameters import NodeParameters
 
 try:
@@ -30,6 +30,7 @@ P = TypeVar('P')
 
 OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
 DIAGNOSTICS_PERIOD_S = 1.0
+SILENCE_S = 3.0  # of an input, after which the diagnostics tell
 LOG_PERIOD_S = 5.0  # at most one line per node and kind of fault in this time
 
 # The freshest frame only. Reliable, so that frames also get through Fast DDS's defaults, and so that a publisher reaches
@@ -69,7 +70,10 @@ class ManagedNode(LifecycleNode, Generic[P]):
         self._logged_at: dict[str, float] = {}
         self._configured = self.active = False
         self.failure = ''  # why the last transition was refused
-        self._declared: NodeParameters[P] = NodeParameters(self, self.Parameters)
+        try:
+            self._declared: NodeParameters[P] = NodeParameters(self, self.Parameters)
+        except ParameterError as error:
+            raise ParameterError(f'{name}: {error}') from error
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._stage_times = self.create_publisher(TimeReference, 'stage_times', RECORD_QOS, qos_overriding_options=_overridable())
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', RECORD_QOS)
@@ -229,7 +233,9 @@ class FrameInput:
     def __init__(self, node: ManagedNode, kind: type, topic: str, callback: Callable[[Any], None], *, raw: bool = True) -> None:
         self._node, self._kind, self._topic, self._callback, self._raw = node, kind, topic, callback, raw
         self.received = self.superseded = self.lost = self.refused = 0
-        self.qos_conflict = ''
+        self.qos_conflict = self._refusal = ''
+        self._reported_refused = 0
+        self._heard_s = time.monotonic()
         self._sequence: int | None = None
         self._done_at_ns = 0
         self._subscription = self._subscribe(FRAME_QOS)
@@ -257,6 +263,7 @@ class FrameInput:
 
     def _on_message(self, message: Any, info: Any) -> None:
         self.received += 1
+        self._heard_s = time.monotonic()
         sequence = info.get('publication_sequence_number') if isinstance(info, dict) else None
         if sequence and self._sequence is not None and sequence > self._sequence + 1:
             missed = sequence - self._sequence - 1
@@ -268,14 +275,23 @@ class FrameInput:
         try:
             self._callback(message)
         except EdgeResnetError as error:
-            self.refused += 1
-            self._node.fault(f'{self._topic} {type(error).__name__}', f'{self._topic}: {error}')
+            self._refuse(type(error).__name__, str(error))
         except Exception as error:
-            self.refused += 1
-            self._node.fault(f'{self._topic} exception', f'{self._topic}: {type(error).__name__}: {error}')
+            self._refuse('exception', f'{type(error).__name__}: {error}')
         self._done_at_ns = time.time_ns()
 
+    def _refuse(self, kind: str, text: str) -> None:
+        self.refused += 1
+        self._refusal = text
+        self._node.fault(f'{self._topic} {kind}', f'{self._topic}: {text}')
+
     def diagnose(self, health: Health) -> None:
+        refused, self._reported_refused = self.refused - self._reported_refused, self.refused
+        silent_s = time.monotonic() - self._heard_s
+        if refused:
+            health.report(WARN, f'{refused} refused on {self._topic}, the last: {self._refusal}')
+        elif silent_s > SILENCE_S:
+            health.report(WARN, f'nothing on {self._topic} for {silent_s:.0f} s')
         self._node.counts[f'{self._topic} received'] = self.received
         health.values.update({
             'Input rate (Hz)': self._node.rate(f'{self._topic} received'), 'Input received': self.received,
