@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
-from vision_msgs.msg import Classification
+from vision_msgs.msg import Classification, LabelInfo
 
 from edge_resnet.conversions import read_classification, stamp_ns
 from edge_resnet.exceptions import BackendError
@@ -41,7 +42,7 @@ class ActuatorParameters:
     backend: str = param('simulated', 'what is switched: a file or a GPIO pin', choices=BACKENDS, read_only=True)
     gpio_pin: int = param(17, 'BCM number of the pin', low=0, high=MAX_GPIO_PIN, read_only=True)
     gpio_active_high: bool = param(True, 'on is a high level', read_only=True)
-    state_file: str = param('', 'file of the simulated actuator, 1 or 0; empty: one per user and node in the temporary folder', read_only=True)
+    state_file: str = param('', 'file of the simulated actuator, 1 or 0; empty: a temporary one per user, domain and node', read_only=True)
 
     def decision_config(self) -> DecisionConfig:
         names = {entry.name for entry in fields(DecisionConfig)}
@@ -49,8 +50,9 @@ class ActuatorParameters:
 
 
 def default_state_file(node_name: str) -> Path:
-    """Where the simulated actuator of ``node_name`` keeps its state."""
-    return Path(tempfile.gettempdir()) / f'edge_resnet_{os.getuid()}' / (node_name.strip('/').replace('/', '_') + '.state')
+    """Where the simulated actuator of ``node_name`` keeps its state; two ROS domains have one each."""
+    name = f'{os.environ.get("ROS_DOMAIN_ID") or 0}_{node_name.strip("/").replace("/", "_")}.state'
+    return Path(tempfile.gettempdir()) / f'edge_resnet_{os.getuid()}' / name
 
 
 class ActuatorNode(ManagedNode[ActuatorParameters]):
@@ -69,7 +71,9 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
         self._state = self.create_publisher(Bool, 'actuator/state', LATCHED_QOS)
         self._watchdog = self.create_timer(WATCHDOG_PERIOD_S, self.guarded(self._tick), clock=self._steady)
         self._watchdog.cancel()  # until it is on; Humble's create_timer has no autostart
+        self._labels: tuple[str, ...] = ()
         self.create_service(SetBool, 'actuator/arm', self._arm)
+        self.create_subscription(LabelInfo, 'label_info', self.guarded(self._on_labels), LATCHED_QOS)
         # In every state: a stop that is called before the node is active holds once it is.
         self.create_subscription(Bool, 'emergency_stop', self.guarded(self._emergency_stop), BEST_EFFORT_QOS)
 
@@ -105,9 +109,19 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
                 actuator.close()
 
     def _on_classification(self, message: Classification) -> None:
-        age_s = (self.now_ns() - stamp_ns(message.header)) / 1e9
+        now_ns, captured_ns = self.now_ns(), stamp_ns(message.header)
+        age_s = (now_ns - captured_ns) / 1e9 if now_ns > 0 and captured_ns > 0 else math.nan  # 0: use_sim_time without a /clock
         self._command(self._gate.observe(read_classification(message), age_s))
         self.stage(ACTUATOR_COMMANDED, message.header, self.now_ns())
+
+    def _on_labels(self, message: LabelInfo) -> None:
+        self._labels = tuple(entry.class_name for entry in message.class_map)
+        if self.parameters.target_class not in self._labels:
+            self.get_logger().error(f'{self._unknown_target()}: it will never be on')
+
+    def _unknown_target(self) -> str:
+        few = ', '.join(self._labels[:5]) + (f' and {len(self._labels) - 5} more' if len(self._labels) > 5 else '')
+        return f'target_class is {self.parameters.target_class!r}, the model knows {few}'
 
     def _tick(self) -> None:
         self._command(self._gate.tick())
@@ -145,6 +159,8 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
         self._state.publish(Bool(data=decision.on))
 
     def diagnose(self, health: Health) -> None:
+        if self._labels and self.parameters.target_class not in self._labels:
+            health.report(ERROR, self._unknown_target())
         if self._gate.stopped:
             health.report(ERROR, 'emergency stop, off until re-armed')
         elif not self._gate.armed:
