@@ -114,10 +114,13 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
         if not self.counts['results']:
             return
         recent = list(self._joiner.recent)
+        if not recent:
+            print(f'{self._best[0]} {self._best[1]:.2f} | no frame has come from the camera to the actuator yet', flush=True)
+            return
         slices = [f'{percentile([getattr(frame, name) for frame in recent], 50):.1f}' for name in SLICES]
         temperature = 'temperature unknown' if self._temperature_c is None else f'{self._temperature_c:.1f} C'
         line = ' | '.join((
-            f'{self._best[0]:<8}{self._best[1]:.2f}', f'ready {slices[0]} + inference {slices[1]} + actuator {slices[2]} = {slices[3]} ms',
+            f'{self._best[0]:<7} {self._best[1]:.2f}', f'ready {slices[0]} + inference {slices[1]} + actuator {slices[2]} = {slices[3]} ms',
             f'{self.rate("results"):4.1f} Hz', f'{sum(self._dropped.values())} dropped', temperature,
             f'actuator {"ON " if self._actuator_on else "off"}'))
         if self.run.frames:

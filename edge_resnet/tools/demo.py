@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))  # two demos don't hear each other
     use_transport_profile()
+    _use_writable_log_folder()
+    if deployment.waits:
+        print('autostart is false: the nodes wait for a lifecycle manager', flush=True)
     print(f'edge_resnet on ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]}, Ctrl-C ends it', flush=True)
     stop = StopRequest().on_signals()
     namespace = ['-r', f'__ns:=/{deployment.namespace.strip("/")}'] if deployment.namespace else []
@@ -62,6 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'{ended[0]} ended by itself with exit code {children[ended[0]].returncode}', file=sys.stderr)
         return 1
     return 0
+
+
+def _use_writable_log_folder() -> None:
+    """Without a usable HOME, ROS has no place for its logs, and no node starts."""
+    if not {'ROS_LOG_DIR', 'ROS_HOME'} & os.environ.keys():
+        home = os.environ.get('HOME', '')
+        if not (home and os.access(home, os.W_OK)):
+            os.environ['ROS_LOG_DIR'] = tempfile.mkdtemp(prefix='edge_resnet_log_')
 
 
 def _stop(children: dict[str, subprocess.Popen]) -> None:
