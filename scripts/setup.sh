@@ -3,6 +3,8 @@
 # Runs again in no time; heals what was interrupted. PYTHON=/path/to/python3.11 chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ -w . ] || { echo "setup: $(pwd) is not writable, and .venv is made in it" >&2; exit 1; }
+case $(pwd) in *[![:ascii:]]*) echo "setup: $(pwd): ROS 2's generators can't build in a path with other than ASCII letters" >&2; exit 1;; esac
 exec 9> .setup.lock
 command -v flock > /dev/null && flock 9
 umask 022
