@@ -94,9 +94,15 @@ class NodeParameters(typing.Generic[T]):
     def _declare(self, entry: dataclasses.Field, default: Any) -> Any:
         if not isinstance(default, list):
             return self._node.declare_parameter(entry.name, default, descriptor(entry)).value
-        # rclpy takes an empty list for one of bytes, so the type is declared, and the default comes as an override.
-        self._node._parameter_overrides.setdefault(entry.name, Parameter(entry.name, Parameter.Type.DOUBLE_ARRAY, default))
-        return list(self._node.declare_parameter(entry.name, Parameter.Type.DOUBLE_ARRAY, descriptor(entry)).value)
+        # rclpy takes an empty list for one of bytes, wherever it comes from: the type is declared alone, and an empty default set with its type.
+        overrides, kind, described = self._node._parameter_overrides, Parameter.Type.DOUBLE_ARRAY, descriptor(entry)
+        if entry.name in overrides and not overrides[entry.name].value:  # mean: [] in YAML
+            del overrides[entry.name]
+        if self._node.declare_parameter(entry.name, kind, ParameterDescriptor()).value is None:
+            self._node.set_parameters([Parameter(entry.name, kind, default)])
+        described.type = kind.value
+        self._node.set_descriptor(entry.name, described)
+        return list(self._node.get_parameter(entry.name).value)
 
     def _declare_checked(self, entry: dataclasses.Field, default: Any) -> Any:
         check(entry, self._node._parameter_overrides[entry.name].value)

@@ -43,6 +43,8 @@ def test_every_parameter_is_described_and_numbers_have_a_range(name, bench):
     ('camera', {'flip': 'sideways'}, "flip is 'sideways', expected one of none, horizontal, vertical, both"),
     ('preprocess', {'resize': 'squash'}, "resize is 'squash', expected one of , stretch, center_crop, letterbox"),
     ('preprocess', {'mean': 'grey'}, "mean is 'grey', expected a list of numbers"),
+    ('preprocess', {'mean': ['127']}, "mean is ['127'], expected a list of numbers"),
+    ('preprocess', {'mean': [True]}, 'mean is [True], expected a list of numbers'),
     ('inference', {'num_threads': 0}, 'num_threads is 0, expected 1 to 64'),
     ('inference', {'runtime': 'onnx'}, "runtime is 'onnx', expected one of auto, litert, tflite_runtime"),
     ('actuator', {'gpio_pin': 99}, 'gpio_pin is 99, expected 0 to 27'),
@@ -52,13 +54,25 @@ def test_every_parameter_is_described_and_numbers_have_a_range(name, bench):
 def test_bad_value_is_refused_by_name_value_and_bound(bench, name, parameters, message):
     with pytest.raises(ParameterError) as refusal:
         bench.make(factory(name), **parameters)
-    assert str(refusal.value) == message
+    assert str(refusal.value) == f'{name}: {message}'
 
 
 def test_whole_numbers_pass_for_numbers_and_device_numbers_for_a_source(bench):
     node = bench.make(factory('camera'), framerate=15, source=2)
     assert (node.parameters.framerate, node.parameters.source) == (15.0, '2')
     assert node.get_parameter('framerate').value == 15.0
+    node.destroy_node()
+
+
+@pytest.mark.parametrize(('given', 'values'), [({}, []), ({'mean': []}, []), ({'mean': [127, 0, 1]}, [127.0, 0.0, 1.0]), ({'mean': [0.5]}, [0.5])])
+def test_a_list_is_one_of_numbers_even_when_it_is_empty(bench, given, values):
+    node = bench.make(factory('preprocess'), **given)
+    assert node.parameters.mean == values
+    found = node.get_parameter('mean')
+    assert (found.type_, list(found.value)) == (rclpy.Parameter.Type.DOUBLE_ARRAY, values)
+    described = node.describe_parameter('mean')
+    assert (described.read_only, described.type) == (True, rclpy.Parameter.Type.DOUBLE_ARRAY.value)
+    assert not node.set_parameters([rclpy.Parameter('mean', value=[1.0])])[0].successful
     node.destroy_node()
 
 
