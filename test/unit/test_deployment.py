@@ -105,7 +105,7 @@ def test_no_argument_is_dead(model, tmp_path):
 @pytest.mark.parametrize(('given', 'message'), [
     ({'modell': 'x'}, 'unknown argument modell, expected one of namespace'),
     ({'composed': 'yes'}, "composed is 'yes', expected one of true, false"),
-    ({'actuator_backend': 'relay'}, "actuator_backend is 'relay', expected one of nothing, simulated, gpio"),
+    ({'actuator_backend': 'relay'}, "actuator_backend is 'relay', expected one of empty, simulated, gpio"),
     ({'log_level': 'loud'}, "log_level is 'loud', expected one of debug, info"),
     ({'params_file': '/nowhere/p.yaml'}, 'params_file /nowhere/p.yaml: there is no such file'),
     ({'namespace': 'a-b'}, "namespace is 'a-b', expected names of letters"),
