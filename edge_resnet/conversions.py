@@ -121,6 +121,23 @@ def write_image(header: Any, image: np.ndarray, encoding: str) -> bytes:
     return b''.join((head, np.ascontiguousarray(image).data))
 
 
+def write_stage(source: str, header: Any, time_ns: int) -> bytes:
+    """CDR bytes of the sensor_msgs/TimeReference that tells when stage ``source`` was through with the frame of ``header``."""
+    head = _aligned(b'\0\1\0\0' + struct.pack('<iI', header.stamp.sec, header.stamp.nanosec) + _text(header.frame_id))
+    return head + struct.pack('<iI', *divmod(time_ns, 1_000_000_000)) + _text(source)
+
+
+def read_stage(data: bytes) -> tuple[str, int, int]:
+    """(source, stamp of the frame in ns, time in ns) of a TimeReference's CDR bytes; ResultError when they don't hold one."""
+    try:
+        cdr = _Cdr(data)
+        stamp_ns, _ = cdr.number('i') * 1_000_000_000 + cdr.number('I'), cdr.octets()
+        time_ns = cdr.number('i') * 1_000_000_000 + cdr.number('I')
+        return cdr.text(), stamp_ns, time_ns
+    except (struct.error, ImageError) as error:
+        raise ResultError(f'stage record of {len(data)} bytes: {error}') from error
+
+
 def _text(text: str) -> bytes:
     octets = text.encode() + b'\0'
     return struct.pack('<I', len(octets)) + octets

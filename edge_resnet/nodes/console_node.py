@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from sensor_msgs.msg import Temperature, TimeReference
+from sensor_msgs.msg import Temperature
 from std_msgs.msg import Bool
 from vision_msgs.msg import Classification
 
 from edge_resnet.conversions import read_classification, stamp_ns
-from edge_resnet.nodes.base import FRAME_QOS, LATCHED_QOS, RECORD_QOS, ManagedNode
+from edge_resnet.nodes.base import FRAME_QOS, LATCHED_QOS, RECORD_QOS, ManagedNode, Polled, StageTimes
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
 from edge_resnet.pipeline.latency import SLICES, StageJoiner, percentile
 
 KEPT = 64
+DROPS = ('Input superseded', 'Input lost in transport', 'Overwritten before publishing')  # what nodes tell of frames that they missed
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,10 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
         for kind, topic, callback, qos in (
                 (Classification, 'classification', self._on_classification, FRAME_QOS),
                 (Classification, 'ground_truth', self._on_truth, RECORD_QOS),
-                (TimeReference, 'stage_times', self._on_stage, RECORD_QOS),
-                (Bool, 'actuator/state', self._on_actuator, LATCHED_QOS),
-                (Temperature, 'cpu_temperature', self._on_temperature, RECORD_QOS),
-                (DiagnosticArray, '/diagnostics', self._on_diagnostics, RECORD_QOS)):
+                (Bool, 'actuator/state', self._on_actuator, LATCHED_QOS)):
             self.create_subscription(kind, topic, self.guarded_message(callback), qos)
+        self._stages, self._temperatures = StageTimes(self), Polled(self, Temperature, 'cpu_temperature')
+        self._healths = Polled(self, DiagnosticArray, '/diagnostics')
         self.create_timer(self.parameters.period_s, self.guarded(self._print), clock=self._steady)
 
     def guarded_message(self, callback: Any) -> Any:
@@ -94,23 +94,23 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
             self.run.frames += 1
             self.run.frames_right += self._best[0] == truth
 
-    def _on_stage(self, message: TimeReference) -> None:
-        self._joiner.add(message.source, stamp_ns(message.header), message.time_ref.sec * 1_000_000_000 + message.time_ref.nanosec)
-
     def _on_actuator(self, message: Bool) -> None:
         self._actuator_on = message.data
 
-    def _on_temperature(self, message: Temperature) -> None:
-        self._temperature_c = message.temperature
-
-    def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        for status in message.status:
-            values = {entry.key: entry.value for entry in status.values}
-            for key in ('Input superseded', 'Input lost in transport', 'Overwritten before publishing'):
-                if key in values:
-                    self._dropped[f'{status.name} {key}'] = int(values[key])
+    def _poll(self) -> None:
+        for source, frame_ns, time_ns, _ in self._stages.records():
+            self._joiner.add(source, frame_ns, time_ns)
+        for temperature, _ in self._temperatures.take():
+            self._temperature_c = temperature.temperature
+        for array, _ in self._healths.take():
+            for status in array.status:
+                values = {entry.key: entry.value for entry in status.values}
+                for key in DROPS:
+                    if key in values:
+                        self._dropped[f'{status.name} {key}'] = int(values[key])
 
     def _print(self) -> None:
+        self._poll()
         if not self.counts['results']:
             return
         recent = list(self._joiner.recent)

@@ -17,7 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_resnet import conversions
-from edge_resnet.conversions import ENCODINGS, Header, ImageView, Stamp, check_image, compressed_array, image_array, read_image, stamp_ns, write_image
+from edge_resnet.conversions import (
+    ENCODINGS,
+    Header,
+    ImageView,
+    Stamp,
+    check_image,
+    compressed_array,
+    image_array,
+    read_image,
+    read_stage,
+    stamp_ns,
+    write_image,
+    write_stage,
+)
 from edge_resnet.exceptions import ImageError, ResultError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -329,3 +342,26 @@ def test_classification_there_and_back():
 def test_an_endless_classification_is_refused():
     with pytest.raises(ResultError, match='classification has 10001 results, expected at most 10000'):
         conversions.read_classification(SimpleNamespace(results=[None] * 10001))
+
+
+# Stage records
+
+def test_a_stage_record_is_a_time_reference_of_the_middleware():
+    pytest.importorskip('rclpy')
+    from rclpy.serialization import deserialize_message, serialize_message
+    from sensor_msgs.msg import TimeReference
+
+    for frame_id, source, ns in (('camera', 'frame_ready', 1_700_000_000_123_456_789), ('', 'captured', 5), ('lens', 'x', -1)):
+        data = write_stage(source, Header(Stamp(1_700_000_000, 999_999_999), frame_id), ns)
+        message = deserialize_message(data, TimeReference)
+        assert (message.source, message.header.frame_id, message.header.stamp.nanosec) == (source, frame_id, 999_999_999)
+        assert message.time_ref.sec * 10 ** 9 + message.time_ref.nanosec == ns
+        assert read_stage(serialize_message(message)) == read_stage(data) == (source, 1_700_000_000_999_999_999, ns)
+
+
+@given(st.binary(max_size=60))
+def test_garbage_is_no_stage_record(data):
+    with contextlib.suppress(ResultError):
+        read_stage(data)
+    with pytest.raises(ResultError, match='stage record of'):
+        read_stage(write_stage('frame_ready', Header(), 1)[:-3])
