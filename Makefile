@@ -1,6 +1,6 @@
 # make run [ARGS="source:=/dev/video0 ..."], make test, make lint
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint clean bench-footprint bench-models test-aarch64
+.PHONY: help setup run test lint clean bench bench-footprint bench-models test-aarch64
 SHELL := /bin/bash
 
 help:  ## this list
@@ -26,6 +26,10 @@ lint:  ## ruff and mypy
 
 clean:  ## remove what was built
 	rm -rf .venv build install log .setup.lock *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+bench:  ## latency, freshness and cost against a straight line in one process; SHORT=1 for the targets only, CHECK=1 to fail on a miss
+	@scripts/setup.sh
+	@source scripts/env.sh && python benchmarks/pipeline.py $(if $(SHORT),--short) $(if $(CHECK),--check) $(BENCH)
 
 bench-footprint:  ## memory and processor time of the running and the deactivated pipeline
 	@scripts/setup.sh

@@ -1,0 +1,316 @@
+"""How close the pipeline comes to the floor: one process that captures, preprocesses, invokes and commands in a straight line.
+
+    make bench            # everything
+    make bench SHORT=1    # what the targets need
+    make bench CHECK=1    # exit code 1 and a line for each target that is missed
+
+Floor, composed pipeline, separate processes and a plain tutorial take turns on the same frames, model and threads, and all of it is repeated.
+A ratio is of two runs of the same repeat; reported are the median over the repeats and, in brackets, the lowest and the highest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import rclpy
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import TimeReference
+
+from edge_resnet.conversions import stamp_ns
+from edge_resnet.deployment import transport_environment
+from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED, INFERENCE_DONE, INFERENCE_STARTED, percentile
+
+STAGES = ('camera', 'preprocess', 'inference', 'actuator')
+FLOOR, COMPOSED, SEPARATE, TUTORIAL = 'floor', 'composed', 'separate', 'tutorial'
+LOADS = Path(__file__).with_name('loads.py')
+RESNET50, SMALL = 'resnet50_traffic_lights', 'mobilenetv3_small_minimalistic_traffic_lights'
+SATURATING = 2.3  # frames per floor time: more than can be used, and no multiple of it
+SLOW_CAMERA = 0.6
+SLOW_MODEL_S, SLOW_MODEL_HZ = 0.2, 30.0  # six camera periods
+START_S = 30.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the table. ``camera``: 'slow' or 'saturating' against the floor time; ``inference_s``: of the test double, 0 is the model."""
+
+    name: str
+    model: str = RESNET50
+    width: int = 640
+    height: int = 480
+    camera: str = 'slow'
+    inference_s: float = 0.0
+    busy: bool = False
+    kinds: tuple[str, ...] = (FLOOR, COMPOSED, SEPARATE, TUTORIAL)
+
+    def framerate(self, floor_s: float) -> float:
+        if self.inference_s:
+            return SLOW_MODEL_HZ
+        return min(240.0, SATURATING / floor_s) if self.camera == 'saturating' else min(30.0, SLOW_CAMERA / floor_s)
+
+
+def cases(short: bool) -> list[Case]:
+    slow = Case('slow model (sleeping)', inference_s=SLOW_MODEL_S, kinds=(COMPOSED, SEPARATE, TUTORIAL))
+    found = [Case('ResNet50 640x480, slow camera'), Case('ResNet50 640x480, saturating camera', camera='saturating'), slow]
+    if not short:
+        found.append(Case('slow model (busy)', inference_s=SLOW_MODEL_S, busy=True, kinds=(COMPOSED, SEPARATE)))
+        for camera in ('slow', 'saturating'):
+            found.append(Case(f'ResNet50 1280x720, {camera} camera', width=1280, height=720, camera=camera))
+            for width, height in ((640, 480), (1280, 720)):
+                found.append(Case(f'small model {width}x{height}, {camera} camera', SMALL, width, height, camera))
+    return found
+
+
+class Recorder:
+    """Everything on ``stage_times``. It takes what has come now and then, since a callback for each record would take a share of the processor."""
+
+    def __init__(self) -> None:
+        rclpy.init(args=[])
+        self._node = rclpy.create_node('benchmark')
+        qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5000, reliability=ReliabilityPolicy.RELIABLE)
+        self._subscription = self._node.create_subscription(TimeReference, 'stage_times', lambda _: None, qos)
+        self._records: list[Any] = []
+        threading.Thread(target=self._collect, daemon=True).start()
+
+    def _collect(self) -> None:
+        while True:
+            with (handle := self._subscription.handle):
+                while (taken := handle.take_message(TimeReference, False)) is not None:
+                    self._records.append(taken[0])
+            time.sleep(0.1)
+
+    def clear(self) -> None:
+        self._records.clear()
+
+    def frames(self) -> list[tuple[int, int, int, int]]:
+        """(stamp, inference start, inference end, command) of the frames that came all the way, in ns."""
+        wanted = (INFERENCE_STARTED, INFERENCE_DONE, ACTUATOR_COMMANDED)
+        times: dict[int, dict[str, int]] = defaultdict(dict)
+        for record in list(self._records):
+            times[stamp_ns(record.header)][record.source] = record.time_ref.sec * 1_000_000_000 + record.time_ref.nanosec
+        return [(stamp, *(entry[name] for name in wanted)) for stamp, entry in times.items() if all(name in entry for name in wanted)]
+
+    def first_command_ns(self, since_ns: int) -> int:
+        """When the first command after ``since_ns`` was given; 0 when there was none."""
+        return min((frame[3] for frame in self.frames() if frame[0] > since_ns), default=0)
+
+
+def command(kind: str, case: Case, framerate: float, saturating: float, folder: Path) -> dict[str, list[str]]:
+    """Name -> command line of each process."""
+    state = str(folder / 'state')
+    double = ['--inference-s', str(case.inference_s), *(['--busy'] if case.busy else [])] if case.inference_s else []
+    common = ['--model', case.model, '--width', str(case.width), '--height', str(case.height), '--framerate', str(framerate), '--state', state, *double]
+    if kind == FLOOR:
+        return {FLOOR: [str(LOADS), FLOOR, *common, '--saturating', str(saturating), '--out', str(folder / 'floor.json')]}
+    if kind == TUTORIAL:
+        return {name: [str(LOADS), TUTORIAL, '--node', name, *common, '--out', str(folder / f'{name}.json')] for name in STAGES}
+    parameters = {'camera': {'image_width': case.width, 'image_height': case.height, 'framerate': framerate}, 'preprocess': {'model': case.model},
+                  'inference': {'model': case.model}, 'actuator': {'state_file': state, 'target_class': 'red'}}
+    groups = {'pipeline': list(STAGES)} if kind == COMPOSED else {name: [name] for name in STAGES}
+    commands = {}
+    for name, inside in groups.items():
+        ros = ['--ros-args', '--log-level', 'warn', *(part for node in inside for key, value in parameters[node].items()
+                                                      for part in ('-p', f'{node}:{key}:={value}'))]
+        if 'inference' in inside and double:
+            commands[name] = [str(LOADS), 'nodes', '--node', ','.join(inside), *double, *ros]
+        elif kind == COMPOSED:
+            commands[name] = ['-m', 'edge_resnet.nodes.pipeline', *inside, *ros]
+        else:
+            commands[name] = ['-m', f'edge_resnet.nodes.{name}_node', *ros]
+    return commands
+
+
+def processor_s(pid: int) -> float:
+    """Processor time of all threads of ``pid``, those that ended included where the kernel counts nanoseconds only for the living."""
+    total = 0
+    for task in Path(f'/proc/{pid}/task').iterdir():
+        try:
+            total += int((task / 'schedstat').read_text().split()[0])
+        except OSError:
+            continue
+    return total / 1e9
+
+
+def rss_mb(pid: int) -> float:
+    return next(int(line.split()[1]) for line in Path(f'/proc/{pid}/status').read_text().splitlines() if line.startswith('VmRSS')) / 1024
+
+
+def measure(kind: str, case: Case, framerate: float, saturating: float, recorder: Recorder, seconds: float, warm_s: float) -> dict[str, float]:
+    """One run from start to end; figures of the ``seconds`` after the warm-up."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recorder.clear()
+        launched_ns = time.time_ns()
+        children = {name: subprocess.Popen([sys.executable, *line], env={**os.environ, **transport_environment(os.environ)}, stderr=sys.stderr)
+                    for name, line in command(kind, case, framerate, saturating, folder).items()}
+        try:
+            while not (recorder.first_command_ns(launched_ns) if kind in (COMPOSED, SEPARATE) else (folder / 'ready').exists()):
+                time.sleep(0.1)
+                if time.time_ns() - launched_ns > START_S * 1e9:
+                    raise SystemExit(f'{kind}: no frame came all the way within {START_S:g} s')
+            first_ns = recorder.first_command_ns(launched_ns)
+            time.sleep(warm_s)
+            begin_ns, before = time.time_ns(), {name: processor_s(child.pid) for name, child in children.items()}
+            time.sleep(seconds)
+            end_ns, after = time.time_ns(), {name: processor_s(child.pid) for name, child in children.items()}
+            memory = sum(rss_mb(child.pid) for child in children.values())
+            time.sleep(0.3)  # the last records
+        finally:
+            for child in children.values():
+                child.terminate()
+            for child in children.values():
+                try:
+                    child.wait(10.0)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+        if kind == FLOOR:
+            frames = [tuple(entry) for entry in json.loads((folder / 'floor.json').read_text())]
+        elif kind == TUTORIAL:
+            begun, commanded = (json.loads((folder / f'{name}.json').read_text()) for name in ('inference', 'actuator'))
+            ends = dict(commanded)
+            frames = [(stamp, start, done, ends[stamp]) for stamp, start, done in begun if stamp in ends]
+        else:
+            frames = recorder.frames()
+    cpu = {name: after[name] - before[name] for name in children}
+    return figures(frames, begin_ns, end_ns, cpu, memory, 0 if case.inference_s and not case.busy else 1) | (
+        {'first_result_s': (first_ns - launched_ns) / 1e9} if first_ns else {})
+
+
+def figures(frames: Iterable[tuple[int, ...]], begin_ns: int, end_ns: int, cpu: dict[str, float], memory_mb: float, invoking: int) -> dict[str, float]:
+    """``frames`` as ``Recorder.frames`` gives them. ``invoking``: processors that are busy while the model runs."""
+    inside = sorted((frame for frame in frames if begin_ns <= frame[3] < end_ns), key=lambda frame: frame[3])
+    if len(inside) < 5:
+        raise SystemExit(f'only {len(inside)} frames came all the way')
+    stamps, starts, dones, commands = (np.array(column, np.float64) / 1e6 for column in zip(*inside, strict=True))  # ms
+    totals, ages, inference = commands - stamps, starts - stamps, dones - starts
+    gaps = np.diff(commands)
+    area = ((commands[:-1] - stamps[:-1]) * gaps + gaps ** 2 / 2).sum()
+    cpu_ms = sum(cpu.values()) * 1000 / len(inside)
+    return {
+        'frames': len(inside), 'total_p50': percentile(totals, 50), 'total_p95': percentile(totals, 95), 'total_p99': percentile(totals, 99),
+        'age_mean': float(ages.mean()), 'age_p99': percentile(ages, 99), 'inference': percentile(inference, 50),
+        'information_age': float(area / gaps.sum()), 'throughput': 1000 * len(gaps) / float(gaps.sum()), 'cpu': cpu_ms,
+        'cpu_outside': cpu_ms - invoking * float(inference.mean()), 'rss_mb': memory_mb,
+        **{f'cpu_{name}': 1000 * value / len(inside) for name, value in cpu.items()}}
+
+
+COLUMNS = (('total_p50', 'p50 ms'), ('total_p95', 'p95'), ('total_p99', 'p99'), ('age_mean', 'age at start ms'), ('information_age', 'age of info ms'),
+           ('throughput', 'results/s'), ('cpu', 'CPU ms/frame'), ('cpu_outside', 'outside invoke'), ('rss_mb', 'RSS MB'))
+
+
+@dataclass(frozen=True)
+class Value:
+    """Median over the repeats with the lowest and the highest."""
+
+    middle: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Value:
+        return cls(median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        digits = 0 if self.middle >= 100 else 1 if self.middle >= 10 else 2
+        return f'{self.middle:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})'
+
+
+Runs = dict[str, dict[str, list[dict[str, float]]]]  # case -> kind -> repeats
+
+
+def ratio(runs: dict[str, list[dict[str, float]]], kind: str, key: str, base: str = FLOOR) -> Value:
+    return Value.of([run[key] / other[key] for run, other in zip(runs[kind], runs[base], strict=True)])
+
+
+def table(runs: Runs) -> str:
+    lines = []
+    for case, kinds in runs.items():
+        lines += [f'**{case}**', '', f'| | {" | ".join(title for _, title in COLUMNS)} |', f'|---|{"---|" * len(COLUMNS)}']
+        for kind, repeats in kinds.items():
+            cells = [str(Value.of([run[key] for run in repeats])) for key, _ in COLUMNS]
+            lines.append(f'| {kind} | {" | ".join(cells)} |')
+            if FLOOR in kinds and kind != FLOOR:
+                lines.append(f'| {kind} / floor | {" | ".join(str(ratio(kinds, kind, key)) for key, _ in COLUMNS)} |')
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def targets(runs: Runs) -> list[tuple[str, Value, float, bool]]:
+    """(what, value, bound, whether it holds) for ResNet50 at 640x480 and for the slow model."""
+    slow, fast, sleepy = (runs[case.name] for case in cases(True))
+    period_ms, inference_ms = 1000 / SLOW_MODEL_HZ, 1000 * SLOW_MODEL_S
+    found = [
+        ('separate processes, total p50 / floor p50', ratio(slow, SEPARATE, 'total_p50'), 1.15),
+        ('composed, total p50 / floor p50', ratio(slow, COMPOSED, 'total_p50'), 1.05),
+        ('separate processes, p99 / p50 of total', Value.of([run['total_p99'] / run['total_p50'] for run in slow[SEPARATE]]), 1.35)]
+    for kind in (SEPARATE, COMPOSED):
+        found.append((f'{kind}, floor time x throughput, saturating camera, at least', Value.of(
+            [run['throughput'] * base['total_p50'] / 1000 for run, base in zip(fast[kind], fast[FLOOR], strict=True)]), 0.97))
+        found.append((f'{kind}, slow model: frame age at start less T/2, mean, ms',
+                      Value.of([run['age_mean'] - period_ms / 2 for run in sleepy[kind]]), 4.0))
+        found.append((f'{kind}, slow model: frame age at start p99 / T', Value.of([run['age_p99'] / period_ms for run in sleepy[kind]]), 1.2))
+        found.append((f'{kind}, slow model: mean age of information / S',
+                      Value.of([run['information_age'] / inference_ms for run in sleepy[kind]]), 1.53))
+        found.append((f'{kind}, slow model: processor time a frame / tutorial', ratio(sleepy, kind, 'cpu_outside', TUTORIAL), 1 / 3))
+        found.append((f'{kind}, launch to first result, s', Value.of([run['first_result_s'] for run in slow[kind]]), 3.0))
+    return [(what, value, bound, value.middle >= bound if what.endswith('at least') else value.middle <= bound) for what, value, bound in found]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--short', action='store_true', help='only the cases that the targets need')
+    parser.add_argument('--check', action='store_true', help='exit code 1 when a target is missed')
+    parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--seconds', type=float, default=8.0, help='measured of each run')
+    parser.add_argument('--warm-s', type=float, default=1.5, help='left out at the start of each run')
+    parser.add_argument('--only', default='', help='cases with this text in their name')
+    parser.add_argument('--kinds', default=','.join((FLOOR, COMPOSED, SEPARATE, TUTORIAL)))
+    parser.add_argument('--out', type=Path, default=Path('build/bench.json'))
+    args = parser.parse_args(argv)
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
+    os.environ.update(transport_environment(os.environ))
+    recorder, wanted, kinds = Recorder(), [case for case in cases(args.short) if args.only in case.name], args.kinds.split(',')
+    floor_s = {case: measure(FLOOR, case, 1e6, 1e6, recorder, 2.0, 0.5)['total_p50'] / 1000 for case in wanted if not case.inference_s}
+    runs: Runs = {case.name: {kind: [] for kind in case.kinds if kind in kinds} for case in wanted}
+    for repeat in range(args.repeats):
+        for case in wanted:
+            framerate = case.framerate(floor_s.get(case, 0.0))
+            for kind in runs[case.name]:
+                run = measure(kind, case, framerate, framerate if case.camera == 'saturating' else 1e9, recorder, args.seconds, args.warm_s)
+                runs[case.name][kind].append(run)
+                print(f'{repeat + 1}/{args.repeats} {case.name} at {framerate:.1f} Hz, {kind}: ' + ', '.join(
+                    f'{key} {value:.4g}' for key, value in run.items()), file=sys.stderr, flush=True)
+    print(table(runs))
+    missed = []
+    if not args.only and set(kinds) == {FLOOR, COMPOSED, SEPARATE, TUTORIAL}:
+        print('| target | measured | bound | |\n|---|---|---|---|')
+        for what, value, bound, holds in targets(runs):
+            print(f'| {what} | {value} | {bound:.3g} | {"holds" if holds else "missed"} |')
+            missed += [] if holds else [f'missed: {what} is {value}, the bound is {bound:.3g}']
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({'host': {'machine': platform.machine(), 'cores': os.cpu_count(), 'python': platform.python_version()},
+                                    'seconds': args.seconds, 'runs': runs}, indent=1))
+    print('\n'.join(missed), file=sys.stderr)
+    rclpy.try_shutdown()
+    return 1 if missed and args.check else 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
