@@ -62,8 +62,11 @@ class Deployment:
     waits: bool = False  # for a lifecycle manager
 
 
-def plan(given: Mapping[str, str]) -> Deployment:
-    """The deployment for launch arguments ``given``; ParameterError names an argument that is unknown or out of its choices."""
+def plan(given: Mapping[str, str], inside: str = '') -> Deployment:
+    """The deployment for launch arguments ``given``, in a launch file that pushed namespace ``inside``.
+
+    ParameterError names an argument that is unknown or out of its choices.
+    """
     known = {argument.name: argument for argument in ARGUMENTS}
     for name, value in given.items():
         if name not in known:
@@ -78,8 +81,8 @@ def plan(given: Mapping[str, str]) -> Deployment:
     params_file = Path(values['params_file']) if values['params_file'] else find_shared('config', 'pipeline.yaml')
     if not params_file.is_file():
         raise ParameterError(f'params_file {params_file}: there is no such file')
-    check_params_file(params_file, values['namespace'])
-    if not re.fullmatch(r'~?/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', values['image_topic'], re.ASCII):
+    check_params_file(params_file, values['namespace'] if values['namespace'].startswith('/') else f'{inside}/{values["namespace"]}')
+    if not re.fullmatch(r'(~?/)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', values['image_topic'], re.ASCII):
         raise ParameterError(f'image_topic is {values["image_topic"]!r}, expected names of letters, digits and _ with / between them')
     nodes = [node for node in NODES if node != 'camera' or values['use_camera'] == 'true']
 
@@ -101,27 +104,28 @@ def plan(given: Mapping[str, str]) -> Deployment:
 
 
 def check_params_file(path: Path, namespace: str) -> None:
-    """ParameterError when ``path`` is no YAML mapping, or has a section for one of our nodes that is not where the node will be: ROS would
-    pass over it without a word, and limits of the actuator with it."""
+    """ParameterError when ``path`` is no parameter file, or has sections for one of our nodes but none where the node will be: ROS would
+    pass over them without a word, and limits of the actuator with them."""
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ParameterError(f'params_file {path}: {" ".join(str(error).split())}') from error
-    if not isinstance(content or {}, dict):
-        raise ParameterError(f'params_file {path}: a {type(content).__name__}, expected sections of nodes')
 
-    def sections(tree: Mapping[str, object], above: str = '') -> Iterator[str]:
+    def sections(tree: object, above: str = '') -> Iterator[str]:
+        if not isinstance(tree, dict):
+            raise ParameterError(f'params_file {path}: {above or "its top"} is {tree!r:.40}, expected sections of nodes with ros__parameters in them')
         for name, below in tree.items():
-            if isinstance(below, dict):
-                here = f'{above}/{str(name).strip("/")}'
-                yield from [here] if 'ros__parameters' in below else sections(below, here)
+            if name == 'ros__parameters' and above:
+                yield above
+            else:
+                yield from sections(below, f'{above}/{str(name).strip("/")}')
 
-    for section in sections(content or {}):
-        node = section.rsplit('/', 1)[1]
-        wanted = f'/{namespace.strip("/")}/{node}'.replace('//', '/')
-        pattern = re.escape(section).replace(r'/\*\*', '(/[^/]+)*').replace(r'\*', '[^/]+')
-        if node in NODES and not re.fullmatch(pattern, wanted):
-            raise ParameterError(f'params_file {path}: section {section} is not for {wanted}; expected {wanted} or /**/{node}')
+    found = list(sections(content))
+    for node in NODES:
+        wanted, own = f'/{namespace.strip("/")}/{node}'.replace('//', '/'), [section for section in found if section.endswith(f'/{node}')]
+        patterns = [re.escape(section).replace(r'/\*\*', '(/[^/]+)*').replace(r'\*', '[^/]+') for section in own]
+        if own and not any(re.fullmatch(pattern, wanted) for pattern in patterns):
+            raise ParameterError(f'params_file {path}: section {own[0]} is not for {wanted}; expected {wanted} or /**/{node}')
 
 
 def check_model(model: str) -> None:

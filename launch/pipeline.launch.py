@@ -5,6 +5,8 @@ Without an argument it plays the sample frames through the default model into th
 """
 
 import shutil
+import sys
+from pathlib import Path
 
 from launch_ros.actions import Node
 
@@ -19,11 +21,13 @@ from launch.substitutions import LaunchConfiguration
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The nodes, once the arguments have their values."""
-    known = {argument.name for argument in ARGUMENTS} | {'launch-prefix', 'launch-prefix-filter'}
-    for name in (text.split(':=', 1)[0] for text in context.argv if ':=' in text):  # of the command line, which may be another launch file's
-        if name not in known:
-            get_logger('edge_resnet').warning(f'argument {name} is not one of {", ".join(sorted(known))}')
-    deployment = plan({argument.name: LaunchConfiguration(argument.name).perform(context) for argument in ARGUMENTS})
+    if any(Path(text).name == Path(__file__).name for text in sys.argv):  # not one that includes this, whose arguments are its own
+        known = [argument.name for argument in ARGUMENTS]
+        for name in (text.split(':=', 1)[0] for text in context.argv if ':=' in text):
+            if name not in (*known, 'launch-prefix', 'launch-prefix-filter'):  # the options of ros2 launch come as arguments
+                get_logger('edge_resnet').warning(f'unknown argument {name}: ignored; known are {", ".join(known)}')
+    deployment = plan({argument.name: LaunchConfiguration(argument.name).perform(context) for argument in ARGUMENTS},
+                      context.launch_configurations.get('ros_namespace', ''))
     return [
         Node(package='edge_resnet', executable=executable, exec_name=executable, arguments=arguments, namespace=deployment.namespace,
              additional_env=transport_environment(context.environment), prefix=prefix(context), output='both', emulate_tty=True,

@@ -22,11 +22,11 @@ LISTEN_TO_CTRL_C = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.
 
 
 class Launched:
-    """A running ``ros2 launch edge_resnet pipeline.launch.py`` and what it printed."""
+    """A running ``ros2 launch edge_resnet pipeline.launch.py``, or ``file``, and what it printed."""
 
-    def __init__(self, environment: dict[str, str], log: Path, *arguments: str) -> None:
+    def __init__(self, environment: dict[str, str], log: Path, *arguments: str, file: Path | None = None) -> None:
         self._log = log
-        command = [sys.executable, '-c', LISTEN_TO_CTRL_C, 'ros2', 'launch', 'edge_resnet', 'pipeline.launch.py', *arguments]
+        command = [sys.executable, '-c', LISTEN_TO_CTRL_C, 'ros2', 'launch', *([str(file)] if file else ['edge_resnet', 'pipeline.launch.py']), *arguments]
         with log.open('w') as out:
             self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
 
@@ -94,8 +94,8 @@ def environment(tmp_path_factory) -> dict[str, str]:
 def launch(environment, tmp_path):
     started: list[Launched] = []
 
-    def start(*arguments: str) -> Launched:
-        started.append(Launched(environment, tmp_path / f'launch{len(started)}.log', *arguments))
+    def start(*arguments: str, file: Path | None = None) -> Launched:
+        started.append(Launched(environment, tmp_path / f'launch{len(started)}.log', *arguments, file=file))
         return started[-1]
 
     yield start
@@ -275,6 +275,7 @@ def test_sigterm_leaves_nothing_behind(launch, bench, tiny):
     ('params_file:=/no/such.yaml', 'params_file /no/such.yaml: there is no such file'),
     ('model:=no_such_model', "no models named 'no_such_model'; installed:"),
     ('namespace:=robot-1', "namespace is 'robot-1', expected names of letters"),
+    ('image_topic:=front image', "image_topic is 'front image', expected names of letters"),
 ])
 def test_bad_value_is_refused_before_anything_starts(launch, argument, message):
     launched = launch(argument)
@@ -284,6 +285,21 @@ def test_bad_value_is_refused_before_anything_starts(launch, argument, message):
     assert message in lines[0]
     assert 'Traceback' not in launched.output
     assert not launched.pids()
+
+
+def test_an_unknown_argument_is_told_and_a_params_file_finds_the_nodes_of_an_outer_launch_file(launch, bench, tmp_path):
+    launched = launch('sorce:=synthetic', 'autostart:=false', 'composed:=true')
+    wait_until(launched.pids, 'a process', launched)
+    assert launched.output.count('unknown argument sorce: ignored; known are namespace, ') == 1
+    launched.end()
+
+    (tmp_path / 'params.yaml').write_text('/robot1/actuator: {ros__parameters: {target_class: green}}')
+    (tmp_path / 'outer.launch.xml').write_text(f"""<launch><arg name="mine" default=""/><group><push_ros_namespace namespace="robot1"/>
+        <include file="$(find-pkg-share edge_resnet)/launch/pipeline.launch.py">
+        <arg name="params_file" value="{tmp_path}/params.yaml"/><arg name="autostart" value="false"/></include></group></launch>""")
+    launched = launch('mine:=1', file=tmp_path / 'outer.launch.xml')
+    assert Graph(bench, '/robot1').parameter('actuator', 'target_class') == 'green'
+    assert 'unknown argument' not in launched.output
 
 
 def test_show_args_tells_of_every_argument(launch):

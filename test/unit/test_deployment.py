@@ -12,7 +12,7 @@ import yaml
 from tiny_model import write_bundle
 
 from edge_resnet.deployment import ARGUMENTS, MAX_STARTS, NODES, START_WINDOW_S, RespawnLimit, check_model, plan, transport_environment
-from edge_resnet.exceptions import EdgeResnetError, ModelError
+from edge_resnet.exceptions import EdgeResnetError, ModelError, ParameterError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -113,10 +113,50 @@ def test_no_argument_is_dead(model, tmp_path):
     ({'model': '/nowhere/model'}, "model '/nowhere/model': there is no such bundle folder or .tflite file"),
     ({'model': '/nowhere/m.tflite'}, "model '/nowhere/m.tflite': there is no such .tflite file"),
     ({'model': '../up'}, r'must not contain "\.\."'),
+    ({'image_topic': '~front'}, "image_topic is '~front', expected names of letters"),
+    ({'image_topic': 'front/'}, "image_topic is 'front/'"),
 ])
 def test_a_wrong_argument_is_refused_by_name(given, message):
     with pytest.raises(EdgeResnetError, match=message):
         plan(given)
+
+
+SECTIONS = '{name}: {{ros__parameters: {{on_threshold: 0.9}}}}\n'
+
+
+@pytest.mark.parametrize(('text', 'namespace', 'inside', 'message'), [
+    (SECTIONS.format(name='/actuator'), 'robot1', '', 'section /actuator is not for /robot1/actuator; expected /robot1/actuator or'),
+    (SECTIONS.format(name='/robot1/actuator'), '', '', 'section /robot1/actuator is not for /actuator'),
+    (SECTIONS.format(name='/*/actuator'), '/a/b', '', r'section /\*/actuator is not for /a/b/actuator'),
+    (SECTIONS.format(name='actuator'), '', 'robot1', 'section /actuator is not for /robot1/actuator'),
+    ('actuator: {on_threshold: 0.9}', '', '', '/actuator/on_threshold is 0.9, expected sections of nodes with ros__parameters'),
+    ('[1, 2]', '', '', 'its top is'),
+    ('actuator: [', '', '', 'while parsing a flow node'),
+    ('\xff', '', '', "can't decode byte"),
+])
+def test_a_params_file_that_would_be_passed_over_is_refused(tmp_path, text, namespace, inside, message):
+    (tmp_path / 'mine.yaml').write_text(text, encoding='latin-1')
+    with pytest.raises(ParameterError, match=message) as refusal:
+        plan({'params_file': str(tmp_path / 'mine.yaml'), 'namespace': namespace}, inside)
+    assert str(refusal.value).startswith(f'params_file {tmp_path / "mine.yaml"}: ')
+    assert '\n' not in str(refusal.value)
+
+
+@pytest.mark.parametrize(('names', 'namespace', 'inside'), [
+    (['/**/actuator'], 'robot1', ''), (['/**/actuator'], '', ''), (['/**'], 'a/b', ''), (['actuator'], '', ''), (['/robot1/actuator'], 'robot1', ''),
+    (['/*/actuator'], 'robot1', ''), (['/robot1/actuator', '/robot2/actuator'], 'robot2', ''), (['/robot1/actuator'], '', 'robot1'),
+    (['/fleet/robot1/actuator'], 'robot1', '/fleet'), (['/robot1/actuator'], '/robot1', 'fleet'), (['/somebody/else'], 'robot1', ''), ([], '', ''),
+])
+def test_a_params_file_whose_sections_find_their_nodes(tmp_path, names, namespace, inside):
+    (tmp_path / 'mine.yaml').write_text(''.join(SECTIONS.format(name=f"'{name}'") for name in names))
+    plan({'params_file': str(tmp_path / 'mine.yaml'), 'namespace': namespace}, inside)
+
+
+def test_a_params_file_may_nest_namespaces(tmp_path):
+    (tmp_path / 'mine.yaml').write_text('robot1:\n  actuator:\n    ros__parameters: {on_threshold: 0.9}\n')
+    plan({'params_file': str(tmp_path / 'mine.yaml'), 'namespace': 'robot1'})
+    with pytest.raises(ParameterError, match='section /robot1/actuator'):
+        plan({'params_file': str(tmp_path / 'mine.yaml')})
 
 
 def test_a_damaged_bundle_is_refused_at_launch(model):
