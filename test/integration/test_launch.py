@@ -26,7 +26,8 @@ class Launched:
 
     def __init__(self, environment: dict[str, str], log: Path, *arguments: str, file: Path | None = None) -> None:
         self._log = log
-        command = [sys.executable, '-c', LISTEN_TO_CTRL_C, 'ros2', 'launch', *([str(file)] if file else ['edge_resnet', 'pipeline.launch.py']), *arguments]
+        launched = [str(file)] if file else ['edge_resnet', 'pipeline.launch.py']
+        command = [sys.executable, '-c', LISTEN_TO_CTRL_C, 'ros2', 'launch', *launched, *arguments]
         with log.open('w') as out:
             self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
 
