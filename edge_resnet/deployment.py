@@ -16,7 +16,7 @@ import yaml
 from edge_resnet.exceptions import ModelError, ParameterError
 from edge_resnet.pipeline.bundle import find_shared, load_bundle
 
-NODES = ('camera', 'preprocess', 'inference', 'actuator', 'thermal_monitor')  # in the order of the data
+NODES = ('camera', 'preprocess', 'inference', 'actuator', 'thermal_monitor', 'latency_monitor')  # in the order of the data
 LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 BOOLEANS = ('true', 'false', 'True', 'False')  # Python launch files pass the latter two
 RESPAWN_DELAY_S = 1.0

@@ -1,4 +1,4 @@
-"""ros2 launch edge_resnet pipeline.launch.py: camera, preprocess, inference, actuator and thermal monitor.
+"""ros2 launch edge_resnet pipeline.launch.py: camera, preprocess, inference, actuator, and monitors of heat and latency.
 
 Without an argument it plays the sample frames through the default model into the simulated actuator.
 ``--show-args`` lists the arguments; each is a ``LaunchArgument`` of ``edge_resnet.deployment``.

@@ -23,7 +23,7 @@ from edge_resnet.nodes.base import BEST_EFFORT_QOS, ERROR, LATCHED_QOS, OK, WARN
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
 from edge_resnet.pipeline.decision import Decision, DecisionConfig, DecisionGate
-from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED
+from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED, ACTUATOR_STARTED
 
 WATCHDOG_PERIOD_S = 0.02
 
@@ -112,7 +112,9 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
         now_ns, captured_ns = self.now_ns(), stamp_ns(message.header)
         age_s = (now_ns - captured_ns) / 1e9 if now_ns > 0 and captured_ns > 0 else math.nan  # 0: use_sim_time without a /clock
         self._command(self._gate.observe(read_classification(message), age_s))
-        self.stage(ACTUATOR_COMMANDED, message.header, self.now_ns())
+        commanded_ns = self.now_ns()
+        self.stage(ACTUATOR_STARTED, message.header, now_ns)
+        self.stage(ACTUATOR_COMMANDED, message.header, commanded_ns)
 
     def _on_labels(self, message: LabelInfo) -> None:
         self._labels = tuple(entry.class_name for entry in message.class_map)

@@ -90,8 +90,9 @@ class CameraNode(ManagedNode[CameraParameters]):
         header = Header(frame_id=self.parameters.frame_id)
         stamp = Stamp.from_ns(taken.stamp_ns)
         header.stamp.sec, header.stamp.nanosec = stamp.sec, stamp.nanosec
-        self._image.publish(write_image(header, image, 'bgr8'))
-        self.stage(CAPTURED, header, self.now_ns())
+        data, captured_ns = write_image(header, image, 'bgr8'), self.now_ns()
+        self._image.publish(data)
+        self.stage(CAPTURED, header, captured_ns)
         self.counts['published'] += 1
         self._camera_info.header = header
         if (image.shape[1], image.shape[0]) != (self._camera_info.width, self._camera_info.height):

@@ -16,7 +16,7 @@ from edge_resnet.nodes.base import FrameInput, Health, ManagedNode, compressed_t
 from edge_resnet.nodes.model_parameters import ModelParameters
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
-from edge_resnet.pipeline.latency import FRAME_READY
+from edge_resnet.pipeline.latency import FRAME_READY, PREPROCESS_STARTED
 from edge_resnet.pipeline.preprocessing import Preprocessing, resize
 
 
@@ -60,11 +60,13 @@ class PreprocessNode(ManagedNode[PreprocessParameters]):
         self._process(message.header, lambda: compressed_array(message.data))
 
     def _process(self, header: Any, decode: Callable[[], tuple[np.ndarray, str]]) -> None:
+        started_ns = self.now_ns()
         image, order = decode()
         small = resize(image, self._spec)
         small = np.ascontiguousarray(small[..., ::-1]) if order == 'bgr' else small
         ready_ns = self.now_ns()
         self._output.publish(write_image(header, small, 'rgb8'))
+        self.stage(PREPROCESS_STARTED, header, started_ns)
         self.stage(FRAME_READY, header, ready_ns)
         self.counts['published'] += 1
 

@@ -58,7 +58,7 @@ def test_only_nodes_import_rclpy():
     assert 'nodes/base.py' in users  # else the walk sees nothing
 
 
-@pytest.mark.parametrize('node', ['inference_node', 'actuator_node', 'thermal_monitor_node'])
+@pytest.mark.parametrize('node', ['inference_node', 'actuator_node', 'thermal_monitor_node', 'latency_monitor_node'])
 def test_nodes_that_touch_no_images_load_no_opencv(node):
     """OpenCV costs some 30 MB and half a second on a Pi."""
     code = f'import edge_resnet.nodes.{node}, sys; sys.exit("cv2" in sys.modules)'
@@ -84,7 +84,8 @@ def executables() -> list[str]:
 
 def test_the_nodes_of_the_contract_are_installed():
     assert {line.split(' = ')[0] for line in executables()} >= {
-        'camera_node', 'preprocess_node', 'inference_node', 'actuator_node', 'thermal_monitor_node', 'pipeline', 'calibrate', 'export_model'}
+        'camera_node', 'preprocess_node', 'inference_node', 'actuator_node', 'thermal_monitor_node', 'latency_monitor_node', 'pipeline', 'calibrate',
+        'export_model'}
 
 
 @pytest.mark.parametrize('line', executables())

@@ -1,0 +1,167 @@
+"""Joins the stage records into latencies of the same frame, and tells how they spread, what was dropped where and which clock is wrong."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from std_msgs.msg import Float64
+
+from edge_resnet.nodes.base import OK, WARN, Health, ManagedNode, Polled, StageTimes
+from edge_resnet.nodes.parameters import param
+from edge_resnet.nodes.runner import run
+from edge_resnet.pipeline.latency import (
+    ACTUATOR_COMMANDED,
+    METRICS,
+    PARTS,
+    QUANTILES,
+    SLICES,
+    STAGES,
+    ClockWatch,
+    FrameLatency,
+    LatencyStatistics,
+    StageJoiner,
+)
+
+POLL_S = 0.2
+TOPICS = (*SLICES, 'frame_age_at_inference')  # latency/NAME_ms
+DROPS = {'Input superseded': 'superseded', 'Input lost in transport': 'lost', 'Overwritten before publishing': 'overwritten'}
+OUT_OF_SYNC_MS = 50.0  # far above the 1 ms that a record takes, and above what a busy machine makes of that
+
+
+@dataclass(frozen=True)
+class LatencyParameters:
+    autostart: bool = param(True, 'configure and activate without a lifecycle manager')
+    window_s: float = param(30.0, 'what the sliding percentiles look back on, s', low=1.0, high=3600.0)
+
+
+class LatencyMonitorNode(ManagedNode[LatencyParameters]):
+    """Everything is drained by one timer, so that watching a frame costs hardly more than the seven records about it."""
+
+    Parameters = LatencyParameters
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__('latency_monitor', **options)
+        self._stages: StageTimes | None = None
+        self._healths: Polled | None = None
+        self._timer: Any = None
+        self._topics = {name: self.create_publisher(Float64, f'latency/{name}_ms', 10) for name in TOPICS}
+        self._start_over()
+        self._watch, self.jumps, self._told_faults = ClockWatch(), 0, 0
+        self._jump = ''
+
+    def _start_over(self) -> None:
+        self._joiner, self._statistics = StageJoiner(), LatencyStatistics(self.parameters.window_s)
+        self._missed: dict[str, int] = {}  # by the nodes' own account
+        self._delivery_ms: dict[str, float] = defaultdict(lambda: math.inf)  # of each source, the fastest since the last diagnosis
+        self._commanded_ns = 0
+
+    def configure(self) -> None:
+        self._start_over()
+
+    def activate(self) -> None:
+        self._stages, self._healths = StageTimes(self), Polled(self, DiagnosticArray, '/diagnostics')
+        self._watch = ClockWatch()
+        self._timer = self.create_timer(POLL_S, self.guarded(self._poll), clock=self._steady)
+
+    def deactivate(self) -> None:
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+        for polled in (self._stages, self._healths):
+            if polled is not None:
+                polled.close()
+        self._timer = self._stages = self._healths = None
+
+    def _poll(self) -> None:
+        if self._stages is None or self._healths is None:
+            return
+        self._check_clock()
+        frames = []
+        for source, stamp_ns, time_ns, info in self._stages.records():
+            latency = self._joiner.add(source, stamp_ns, time_ns)
+            if latency is not None:
+                frames.append(latency)
+            if source == ACTUATOR_COMMANDED:
+                self._commanded_ns = time_ns
+            if info.get('received_timestamp') and info.get('source_timestamp'):
+                delivery_ms = (info['received_timestamp'] - info['source_timestamp']) / 1e6
+                self._delivery_ms[source] = min(self._delivery_ms[source], delivery_ms)
+        self._joiner.settle()
+        self._statistics.add(frames)
+        for array, _ in self._healths.take():
+            for status in array.status:
+                self._on_health(status)
+        self._publish(frames)
+
+    def _check_clock(self) -> None:
+        simulated = self.get_parameter('use_sim_time').value
+        jump_s = self._watch.jump_s(self.now_ns(), time.monotonic(), simulated)
+        if jump_s:
+            self.jumps += 1
+            self._jump = f'the clock jumped by {jump_s:+.3f} s'
+            self.get_logger().warning(f'{self._jump}: {"starting over" if simulated else "frames on their way are left out"}')
+            self._start_over() if simulated else self._joiner.forget()
+
+    def _on_health(self, status: DiagnosticStatus) -> None:
+        namespace, _, node = status.name.rpartition('/')
+        if namespace == self.get_namespace().strip('/'):
+            self._missed.update({f'{node} {DROPS[entry.key]}': int(entry.value) for entry in status.values if entry.key in DROPS})
+
+    def _publish(self, frames: Sequence[FrameLatency]) -> None:
+        """Each frame's figures, to whoever listens."""
+        for name, publisher in self._topics.items():
+            if frames and publisher.get_subscription_count():
+                for frame in frames:
+                    publisher.publish(Float64(data=getattr(frame, name)))
+
+    def diagnose(self, health: Health) -> None:
+        joiner, window, since_start = self._joiner, self._statistics.window(), self._statistics.since_start()
+        p50, _, p99, _ = window['total']
+        health.report(OK, 'no frame has come from the camera to the actuator yet' if math.isnan(p50) else f'total p50 {p50:.1f} ms, p99 {p99:.1f} ms')
+        self._diagnose_clocks(health)
+        self.counts.update({'results': joiner.results - self.counts['results'], 'busy_ns': joiner.busy_ns - self.counts['busy_ns']})
+        age_ms = (self.now_ns() - self._commanded_ns) / 1e6
+        health.values.update({
+            'Result rate (Hz)': self.rate('results'), 'Inference duty (%)': self.rate('busy_ns') / 1e7,
+            'Time since last actuation (ms)': age_ms if self._commanded_ns and age_ms >= 0 else 'unknown'})
+        for name in METRICS:
+            key = name.replace('_', ' ').capitalize()
+            for number, q in enumerate(QUANTILES):
+                if name not in PARTS or q in ('p50', 'p99'):
+                    health.values[f'{key} {q} (ms)'] = _known(window[name][number])
+                    health.values[f'{key} {q} since start (ms)'] = _known(since_start[name][number])
+        health.values.update({f'Frames that got to {stage}{" and no further" * (stage != STAGES[-1])}': joiner.ended[stage] for stage in STAGES})
+        health.values.update({f'Frames {who}': count for who, count in sorted(self._missed.items())})
+        health.values['Late records'] = joiner.late
+
+    def _diagnose_clocks(self, health: Health) -> None:
+        faults = sum(self._joiner.faults.values())
+        if faults != self._told_faults:
+            health.report(WARN, f'clock faults, left out: {", ".join(f"{count} {name}" for name, count in sorted(self._joiner.faults.items()))}')
+        if self._jump:
+            health.report(WARN, self._jump)
+        apart = {source: delivery_ms for source, delivery_ms in self._delivery_ms.items() if abs(delivery_ms) > OUT_OF_SYNC_MS}
+        if apart:
+            told = ', '.join(f'{source} by {delivery_ms:+.0f} ms' for source, delivery_ms in apart.items())
+            health.report(WARN, f'hosts out of sync, or records held up: {told}')
+        self._told_faults, self._jump = faults, ''
+        health.values.update({'Clock faults': faults, 'Clock jumps': self.jumps})
+        health.values.update({f'Fastest delivery of {source} (ms)': delivery_ms for source, delivery_ms in self._delivery_ms.items()})
+        self._delivery_ms.clear()
+
+
+def _known(value: float) -> float | str:
+    return 'unknown' if math.isnan(value) else value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run([LatencyMonitorNode], argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
