@@ -7,10 +7,10 @@ from bench import wait_for
 from rclpy.qos import qos_profile_sensor_data
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
-from vision_msgs.msg import Classification, ObjectHypothesis
+from vision_msgs.msg import Classification, LabelInfo, ObjectHypothesis, VisionClass
 
 from edge_resnet.conversions import Stamp
-from edge_resnet.nodes.actuator_node import ActuatorNode
+from edge_resnet.nodes.actuator_node import ActuatorNode, default_state_file
 from edge_resnet.nodes.base import LATCHED_QOS
 
 
@@ -30,13 +30,12 @@ class Rig:
 
     def see(self, label='red', score=0.95, age_s=0.0, times=3):
         for _ in range(times):
-            received = self.node._input.received
+            done_ns = self.node._input._done_at_ns
             message = Classification(results=[ObjectHypothesis(class_id=label, score=score)])
-            stamp = Stamp.from_ns(time.time_ns() - round(age_s * 1e9))
+            stamp = Stamp(0, 0) if age_s is None else Stamp.from_ns(time.time_ns() - round(age_s * 1e9))
             message.header.stamp.sec, message.header.stamp.nanosec = stamp.sec, stamp.nanosec
             self.feed.publish(message)
-            wait_for(lambda received=received: self.node._input.received > received, 'the classification')
-        time.sleep(0.02)
+            wait_for(lambda done_ns=done_ns: self.node._input._done_at_ns > done_ns, 'the end of the callback')
 
     def call(self, armed):
         client = self.bench.probe.create_client(SetBool, 'actuator/arm')
@@ -67,6 +66,34 @@ def test_any_doubt_is_off(bench, tmp_path, score, age_s):
     assert not rig.on
     rig.see(score=score, age_s=age_s, times=5)
     assert not rig.on
+
+
+def test_without_a_clock_and_a_stamp_it_is_never_on(bench, tmp_path):
+    rig = Rig(bench, tmp_path, use_sim_time=True)  # and no /clock: it is 0 s, as old as a stamp of zero
+    for _ in range(5):
+        rig.see(age_s=None)
+    assert not rig.on
+
+
+def test_a_target_class_that_the_model_does_not_know_is_told(bench, tmp_path):
+    rig, newest = Rig(bench, tmp_path, target_class='stop'), bench.diagnostics('actuator')
+    labels = bench.publisher(LabelInfo, 'label_info', LATCHED_QOS)
+    wait_for(lambda: newest().get('', '').startswith('0'), 'a diagnostic without labels')
+    labels.publish(LabelInfo(class_map=[VisionClass(class_name=f'sign {n}') for n in range(8)]))
+    told = "2 target_class is 'stop', the model knows sign 0, sign 1, sign 2, sign 3, sign 4 and 3 more"
+    wait_for(lambda: newest()[''].startswith(told), 'an ERROR in the diagnostics')
+    labels.publish(LabelInfo(class_map=[VisionClass(class_name='stop')]))
+    wait_for(lambda: newest()[''].startswith('0'), 'a good diagnostic with the right model')
+    rig.see('stop')
+    assert rig.on
+
+
+def test_each_domain_and_namespace_has_a_state_file_of_its_own(monkeypatch):
+    files = set()
+    for domain in ('', '0', '1'):
+        monkeypatch.setenv('ROS_DOMAIN_ID', domain)
+        files |= {default_state_file('/actuator'), default_state_file('/robot1/actuator')}
+    assert len(files) == 4, 'no domain is domain 0'
 
 
 def test_off_when_results_stop(bench, tmp_path):

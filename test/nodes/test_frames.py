@@ -1,5 +1,6 @@
 """What happens to frames between the nodes: stamps, freshness, drops, quality of service, bad messages."""
 
+import re
 import time
 from array import array
 
@@ -151,6 +152,22 @@ def test_bad_images_are_refused_counted_and_the_next_good_one_passes(bench, pape
     publisher.publish(image_bytes(9))
     wait_for(lambda: prepared, 'the good image')
     wait_for(lambda: newest().get('Input refused') == str(len(spoiled)), 'the count in the diagnostics')
+
+
+def test_a_silent_input_and_what_was_refused_last_are_told(bench, paper_bundle, monkeypatch):
+    monkeypatch.setattr('edge_resnet.nodes.base.SILENCE_S', 0.5)
+    newest = bench.diagnostics('preprocess')
+    node = bench.start(PreprocessNode, model=str(paper_bundle))
+    wait_for(lambda: newest().get('', '').startswith('1 nothing on image_raw for'), 'a warning of the silence')
+    publisher = bench.publisher(Image, 'image_raw')
+
+    def told(pattern, image):
+        publisher.publish(image)
+        return re.match(pattern, newest()[''])
+
+    wait_for(lambda: told('1 [0-9]+ refused on image_raw, the last: .*rgb9', image_message(encoding='rgb9')), 'a warning of the refusals')
+    wait_for(lambda: told('0', image_bytes(9)), 'a good diagnostic, though some were refused before')
+    assert int(newest()['Input refused']) == node._input.refused > 0
 
 
 def test_a_slow_model_gets_the_freshest_frame_and_every_drop_is_counted(bench, paper_bundle):

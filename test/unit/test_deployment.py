@@ -92,6 +92,10 @@ def test_respawn_and_namespace():
     assert (deployment.respawn, deployment.namespace) == (True, 'left')
 
 
+def test_without_autostart_it_waits():
+    assert (plan({'autostart': 'False'}).waits, plan({}).waits) == (True, False)
+
+
 def test_no_argument_is_dead(model, tmp_path):
     """Another value of any argument changes what is started."""
     (tmp_path / 'mine.yaml').write_text('')

@@ -1,0 +1,24 @@
+"""The line of make run."""
+
+from bench import wait_for
+from vision_msgs.msg import Classification, ObjectHypothesis
+
+from edge_resnet.nodes.console_node import ConsoleNode
+
+
+def test_results_whose_frames_never_reached_the_actuator_are_told_as_that(bench, capsys):
+    """The camera or the actuator is not there, or on another clock: no latency is known, but that and the label are told."""
+    bench.start(ConsoleNode, period_s=0.2)
+    feed = bench.publisher(Classification, 'classification')
+    printed = ''
+
+    def told(text):
+        nonlocal printed
+        printed += capsys.readouterr().out
+        return text in printed
+
+    feed.publish(Classification(results=[ObjectHypothesis(class_id='red', score=0.75)]))
+    wait_for(lambda: told('red 0.75 | no frame has come from the camera to the actuator yet'), 'the line')
+    feed.publish(Classification())
+    wait_for(lambda: told('nothing 0.00 | no frame'), 'the line without a result')
+    assert printed.startswith('first classification: red 0.75')
