@@ -1,6 +1,6 @@
 # make run [ARGS="source:=/dev/video0 ..."], make test, make lint
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint clean bench bench-footprint bench-models test-aarch64
+.PHONY: help setup run test lint clean bench bench-footprint bench-models soak test-aarch64
 SHELL := /bin/bash
 
 help:  ## this list
@@ -38,3 +38,7 @@ bench-footprint:  ## memory and processor time of the running and the deactivate
 bench-models:  ## accuracy, size and time of the committed models; FLOATS=folder to compare with float ones, CHECK=1 to fail on a miss
 	@scripts/setup.sh tools
 	@source scripts/env.sh && python benchmarks/models.py $(if $(FLOATS),--floats $(FLOATS)) $(if $(CHECK),--check)
+
+soak:  ## the pipeline for MINUTES=60: growth of memory, files, threads and latency, as a table, CSV and plot in build/soak
+	@scripts/setup.sh tools
+	@source scripts/env.sh && python benchmarks/soak.py $(if $(MINUTES),--minutes $(MINUTES))

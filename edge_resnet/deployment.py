@@ -7,9 +7,11 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -61,6 +63,12 @@ class Deployment:
     respawn: bool
     waits: bool = False  # for a lifecycle manager
 
+    def off_arguments(self, executable: str) -> list[str] | None:
+        """The arguments with which ``actuator_off`` drives off what ``executable`` switches; None when it switches nothing."""
+        arguments = self.executables.get(executable, ['--ros-args'])
+        start = arguments.index('--ros-args')
+        return arguments[start:] if 'actuator' in (arguments[:start] or [executable.removesuffix('_node')]) else None
+
 
 def plan(given: Mapping[str, str], inside: str = '') -> Deployment:
     """The deployment for launch arguments ``given``, in a launch file that pushed namespace ``inside``.
@@ -95,10 +103,10 @@ def plan(given: Mapping[str, str], inside: str = '') -> Deployment:
     composed = values['composed'] == 'true'
     processes = {'pipeline': nodes} if composed else {f'{node}_node': [node] for node in nodes}
     executables = {}
-    for executable, inside in processes.items():  # -p can't name a node in a namespace that is not known here, so each gets its own
+    for executable, own_nodes in processes.items():  # -p can't name a node in a namespace that is not known here, so each gets its own
         own = [f'{RENAMED.get(name, name)}:={json.dumps(values[name])}' for name, targets in PARAMETERS.items()
-               if values[name] and set(targets) & set(inside)]
-        executables[executable] = [*(inside if composed else ()), '--ros-args', *ros_args, *(part for text in own for part in ('-p', text))]
+               if values[name] and set(targets) & set(own_nodes)]
+        executables[executable] = [*(own_nodes if composed else ()), '--ros-args', *ros_args, *(part for text in own for part in ('-p', text))]
     return Deployment(executables, values['namespace'].rstrip('/') or values['namespace'], values['use_respawn'] == 'true',
                       values['autostart'] == 'false')
 
@@ -106,26 +114,52 @@ def plan(given: Mapping[str, str], inside: str = '') -> Deployment:
 def check_params_file(path: Path, namespace: str) -> None:
     """ParameterError when ``path`` is no parameter file, or has sections for one of our nodes but none where the node will be: ROS would
     pass over them without a word, and limits of the actuator with them."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ParameterError(f'params_file {path}: {" ".join(str(error).split())}') from error
+    found = [section for section, _ in _sections(path)]
+    for node in NODES:
+        wanted, own = f'/{namespace.strip("/")}/{node}'.replace('//', '/'), [section for section in found if section.endswith(f'/{node}')]
+        if own and not any(_is_for(section, wanted) for section in own):
+            raise ParameterError(f'params_file {path}: section {own[0]} is not for {wanted}; expected {wanted} or /**/{node}')
 
-    def sections(tree: object, above: str = '') -> Iterator[str]:
+
+def _sections(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(pattern of node names, parameters) of each section of a params file; ParameterError when it is none."""
+    def walk(tree: object, above: str = '') -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(tree, dict):
             raise ParameterError(f'params_file {path}: {above or "its top"} is {tree!r:.40}, expected sections of nodes with ros__parameters in them')
         for name, below in tree.items():
             if name == 'ros__parameters' and above:
-                yield above
+                yield above, below if isinstance(below, dict) else {}
             else:
-                yield from sections(below, f'{above}/{str(name).strip("/")}')
+                yield from walk(below, f'{above}/{str(name).strip("/")}')
 
-    found = list(sections(content))
-    for node in NODES:
-        wanted, own = f'/{namespace.strip("/")}/{node}'.replace('//', '/'), [section for section in found if section.endswith(f'/{node}')]
-        patterns = [re.escape(section).replace(r'/\*\*', '(/[^/]+)*').replace(r'\*', '[^/]+') for section in own]
-        if own and not any(re.fullmatch(pattern, wanted) for pattern in patterns):
-            raise ParameterError(f'params_file {path}: section {own[0]} is not for {wanted}; expected {wanted} or /**/{node}')
+    try:
+        return list(walk(yaml.safe_load(path.read_text(encoding='utf-8')) or {}))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ParameterError(f'params_file {path}: {" ".join(str(error).split())}') from error
+
+
+def _is_for(section: str, node: str) -> bool:
+    return bool(re.fullmatch(re.escape(section).replace(r'/\*\*', '(/[^/]+)*').replace(r'\*', '[^/]+'), node))
+
+
+def node_parameters(arguments: Sequence[str], node: str) -> tuple[str, dict[str, Any]]:
+    """(full name, parameters) that ROS ``arguments`` give to ``node``, without ROS; ParameterError when a params file can't be read."""
+    pairs = list(pairwise(arguments))
+    spaces = [value.split(':=', 1)[1] for flag, value in pairs if flag in ('-r', '--remap') and value.startswith('__ns:=')]
+    full_name = f'/{spaces[-1].strip("/") if spaces else ""}/{node}'.replace('//', '/')
+    found: dict[str, Any] = {}
+    for flag, value in pairs:
+        if flag == '--params-file':
+            for section, parameters in _sections(Path(value)):
+                if _is_for(section, full_name):
+                    found.update(parameters)
+    for flag, value in pairs:
+        if flag in ('-p', '--param'):
+            left, _, text = value.partition(':=')
+            whose, _, name = left.rpartition(':')
+            if whose in ('', node):
+                found[name] = yaml.safe_load(text)
+    return full_name, found
 
 
 def check_model(model: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launch_ros.actions import Node
 
-from edge_resnet.deployment import ARGUMENTS, RESPAWN_DELAY_S, RespawnLimit, plan, transport_environment
+from edge_resnet.deployment import ARGUMENTS, RESPAWN_DELAY_S, Deployment, RespawnLimit, plan, transport_environment
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction
 from launch.events import matches_action
@@ -26,12 +26,12 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         for name in (text.split(':=', 1)[0] for text in context.argv if ':=' in text):
             if name not in (*known, 'launch-prefix', 'launch-prefix-filter'):  # the options of ros2 launch come as arguments
                 get_logger('edge_resnet').warning(f'unknown argument {name}: ignored; known are {", ".join(known)}')
-    deployment = plan({argument.name: LaunchConfiguration(argument.name).perform(context) for argument in ARGUMENTS},
-                      context.launch_configurations.get('ros_namespace', ''))
+    pushed = context.launch_configurations.get('ros_namespace', '')
+    deployment = plan({argument.name: LaunchConfiguration(argument.name).perform(context) for argument in ARGUMENTS}, pushed)
     return [
         Node(package='edge_resnet', executable=executable, exec_name=executable, arguments=arguments, namespace=deployment.namespace,
              additional_env=transport_environment(context.environment), prefix=prefix(context), output='both', emulate_tty=True,
-             respawn=deployment.respawn, respawn_delay=RESPAWN_DELAY_S, on_exit=watch(executable) if deployment.respawn else None)
+             respawn=deployment.respawn, respawn_delay=RESPAWN_DELAY_S, on_exit=after(executable, deployment, pushed))
         for executable, arguments in deployment.executables.items()
     ]
 
@@ -43,15 +43,22 @@ def prefix(context: LaunchContext) -> str | None:
     return 'setpriv --pdeathsig TERM'
 
 
-def watch(executable: str):
-    """What to do when a process of ``executable`` has ended: nothing, so that it starts again, or give it up."""
-    limit = RespawnLimit()
+def after(executable: str, deployment: Deployment, pushed: str):
+    """What to do when a process of ``executable`` has ended: drive off what it switched; give it up when it keeps ending."""
+    limit, off = RespawnLimit(), deployment.off_arguments(executable)
+    namespace = deployment.namespace if deployment.namespace.startswith('/') else f'{pushed}/{deployment.namespace}'.rstrip('/')
 
-    def on_exit(event: ProcessExited, context: LaunchContext) -> EmitEvent | None:
-        if context.is_shutdown or limit.allows(event.returncode):
-            return None
-        get_logger(executable).error(f'{limit}: not started again')
-        return EmitEvent(event=ShutdownProcess(process_matcher=matches_action(event.action)))
+    def on_exit(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+        if context.is_shutdown:
+            return []
+        actions: list[LaunchDescriptionEntity] = []
+        if off is not None:
+            actions.append(Node(package='edge_resnet', executable='actuator_off', exec_name='actuator_off', arguments=off,
+                                namespace=namespace, output='both'))
+        if deployment.respawn and not limit.allows(event.returncode):
+            get_logger(executable).error(f'{limit}: not started again')
+            actions.append(EmitEvent(event=ShutdownProcess(process_matcher=matches_action(event.action))))
+        return actions
 
     return on_exit
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,6 +85,12 @@ class GpioActuator:
             finally:
                 self._device.close()
                 self._device = None
+
+
+def default_state_file(node_name: str) -> Path:
+    """Where the simulated actuator of ``node_name`` keeps its state; two ROS domains have one each."""
+    name = f'{os.environ.get("ROS_DOMAIN_ID") or 0}_{node_name.strip("/").replace("/", "_")}.state'
+    return Path(tempfile.gettempdir()) / f'edge_resnet_{os.getuid()}' / name
 
 
 def open_actuator(backend: str, *, gpio_pin: int, state_file: Path, active_high: bool = True) -> Actuator:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import os
-import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from vision_msgs.msg import Classification, LabelInfo
 
 from edge_resnet.conversions import read_classification, stamp_ns
 from edge_resnet.exceptions import BackendError
-from edge_resnet.hardware.actuators import BACKENDS, MAX_GPIO_PIN, Actuator, open_actuator
+from edge_resnet.hardware.actuators import BACKENDS, MAX_GPIO_PIN, default_state_file
+from edge_resnet.hardware.guard import GuardedActuator
 from edge_resnet.nodes.base import BEST_EFFORT_QOS, ERROR, LATCHED_QOS, OK, WARN, FrameInput, Health, ManagedNode
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
@@ -26,6 +26,7 @@ from edge_resnet.pipeline.decision import Decision, DecisionConfig, DecisionGate
 from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED, ACTUATOR_STARTED
 
 WATCHDOG_PERIOD_S = 0.02
+STUCK_S = 0.5  # a write that takes longer does not come back
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,6 @@ class ActuatorParameters:
         return DecisionConfig(**{name: value for name, value in asdict(self).items() if name in names})
 
 
-def default_state_file(node_name: str) -> Path:
-    """Where the simulated actuator of ``node_name`` keeps its state; two ROS domains have one each."""
-    name = f'{os.environ.get("ROS_DOMAIN_ID") or 0}_{node_name.strip("/").replace("/", "_")}.state'
-    return Path(tempfile.gettempdir()) / f'edge_resnet_{os.getuid()}' / name
-
-
 class ActuatorNode(ManagedNode[ActuatorParameters]):
     """The gate decides; this hands it results and time, and writes its decision out. Time is the steady clock, except a
     result's age, which is the ROS clock's now minus the frame's stamp."""
@@ -64,10 +59,11 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
     def __init__(self, **options: Any) -> None:
         super().__init__('actuator', **options)
         self._lock = threading.Lock()  # make_safe may come from another thread than the callbacks
-        self._actuator: Actuator | None = None
+        self._actuator: GuardedActuator | None = None
         self._gate = DecisionGate(DecisionConfig(), time.monotonic)
         self._input: FrameInput | None = None
         self._on: bool | None = None
+        self._broken = ''  # why the last command could not be brought out
         self._state = self.create_publisher(Bool, 'actuator/state', LATCHED_QOS)
         self._watchdog = self.create_timer(WATCHDOG_PERIOD_S, self.guarded(self._tick), clock=self._steady)
         self._watchdog.cancel()  # until it is on; Humble's create_timer has no autostart
@@ -85,7 +81,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
         elif not before.armed:
             self._gate.arm(False)
         state_file = Path(p.state_file) if p.state_file else default_state_file(self.get_fully_qualified_name())
-        self._actuator = open_actuator(p.backend, gpio_pin=p.gpio_pin, state_file=state_file, active_high=p.gpio_active_high)
+        self._actuator = GuardedActuator(p.backend, gpio_pin=p.gpio_pin, state_file=state_file, active_high=p.gpio_active_high)
         self._on = None
         self._command(Decision(False, 'start'))
 
@@ -103,7 +99,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
             self._command(Decision(False, 'deactivated'))
 
     def cleanup(self) -> None:
-        with self._lock:
+        with self._held():
             actuator, self._actuator = self._actuator, None
             if actuator is not None:
                 actuator.close()
@@ -146,10 +142,30 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
 
     def _command(self, decision: Decision) -> None:
         """Bring ``decision`` out. The pin is written every time, the log and the topic only tell of changes."""
-        with self._lock:
-            if self._actuator is None:
-                raise BackendError('actuator is not configured')
-            self._actuator.write(decision.on)
+        try:
+            with self._held():
+                if self._actuator is None:
+                    raise BackendError('actuator is not configured')
+                self._actuator.write(decision.on)
+        except BackendError as error:  # it is off now; the debounce starts anew
+            self._broken = str(error)
+            self._gate.reset()
+            self._tell(Decision(False, self._broken))
+            raise
+        self._broken = ''
+        self._tell(decision)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """The backend to oneself; BackendError when another thread is stuck in it. The guard switches off what was on then."""
+        if not self._lock.acquire(timeout=STUCK_S):
+            raise BackendError(f'the actuator has been stuck in a write for over {STUCK_S} s')
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _tell(self, decision: Decision) -> None:
         if decision.on == self._on:
             return
         if self._on is not None:
@@ -163,6 +179,8 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
     def diagnose(self, health: Health) -> None:
         if self._labels and self.parameters.target_class not in self._labels:
             health.report(ERROR, self._unknown_target())
+        if self._broken:
+            health.report(ERROR, self._broken)
         if self._gate.stopped:
             health.report(ERROR, 'emergency stop, off until re-armed')
         elif not self._gate.armed:

@@ -2,7 +2,7 @@
 
     edge_resnet_demo source:=/dev/video0 model:=resnet50_traffic_lights composed:=true
 
-Ends on Ctrl-C, or with an error when one of the nodes ends by itself.
+Ends on Ctrl-C, or with an error when one of the nodes ends by itself and is not, or no longer, to be started again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-from edge_resnet.deployment import ARGUMENTS, plan, use_transport_profile
+from edge_resnet.deployment import ARGUMENTS, RESPAWN_DELAY_S, RespawnLimit, plan, use_transport_profile
 from edge_resnet.exceptions import EdgeResnetError
 from edge_resnet.stopping import StopRequest
 
@@ -52,20 +52,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'edge_resnet on ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]}, Ctrl-C ends it', flush=True)
     stop = StopRequest().on_signals()
     namespace = ['-r', f'__ns:=/{deployment.namespace.strip("/")}'] if deployment.namespace else []
-    commands = {'console_node': ['--ros-args'], **deployment.executables}
-    children = {
-        name: subprocess.Popen([sys.executable, '-m', f'edge_resnet.nodes.{name}', *arguments, *namespace],
-                               preexec_fn=_die_with_parent)
-        for name, arguments in commands.items()
-    }
-    ended: list[str] = []
-    while not stop.wait(0.2) and not ended:
-        ended = [name for name, child in children.items() if child.poll() is not None]
+    commands = {name: [*arguments, *namespace] for name, arguments in {'console_node': ['--ros-args'], **deployment.executables}.items()}
+    children = {name: _start(name, arguments) for name, arguments in commands.items()}
+    limits = {name: RespawnLimit() for name in commands}
+    due: dict[str, float] = {}  # what is to be started again, and when
+    failed = ''
+    while not failed and not stop.wait(0.1):
+        for name in [name for name, child in children.items() if child.poll() is not None and name not in due]:
+            code, off = children[name].returncode, deployment.off_arguments(name)
+            if off is not None:
+                subprocess.run([sys.executable, '-m', 'edge_resnet.tools.actuator_off', *off, *namespace], check=False)
+            if not (deployment.respawn and limits[name].allows(code)):
+                failed = f'{name} {f"{limits[name]}, the last time" if deployment.respawn else "ended by itself"} with exit code {code}'
+                break
+            print(f'{name} ended with exit code {code}: started again in {RESPAWN_DELAY_S:g} s', file=sys.stderr, flush=True)
+            due[name] = time.monotonic() + RESPAWN_DELAY_S
+        for name in [name for name, at in due.items() if time.monotonic() >= at]:
+            del due[name]
+            children[name] = _start(name, commands[name])
     _stop(children)
-    if ended and not stop.is_set():
-        print(f'{ended[0]} ended by itself with exit code {children[ended[0]].returncode}', file=sys.stderr)
+    if failed and not stop.is_set():
+        print(failed, file=sys.stderr)
         return 1
     return 0
+
+
+def _start(name: str, arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, '-m', f'edge_resnet.nodes.{name}', *arguments], preexec_fn=_die_with_parent)
 
 
 def _use_writable_log_folder() -> None:
