@@ -114,7 +114,8 @@ def command(kind: str, case: Case, framerate: float, saturating: float, folder: 
     """Name -> command line of each process."""
     state = str(folder / 'state')
     double = ['--inference-s', str(case.inference_s), *(['--busy'] if case.busy else [])] if case.inference_s else []
-    common = ['--model', case.model, '--width', str(case.width), '--height', str(case.height), '--framerate', str(framerate), '--state', state, *double]
+    common = ['--model', case.model, '--width', str(case.width), '--height', str(case.height), '--framerate', str(framerate), '--state', state,
+              *double]
     if kind == FLOOR:
         return {FLOOR: [str(LOADS), FLOOR, *common, '--saturating', str(saturating), '--out', str(folder / 'floor.json')]}
     if kind == TUTORIAL:
@@ -192,7 +193,8 @@ def measure(kind: str, case: Case, framerate: float, saturating: float, recorder
         {'first_result_s': (first_ns - launched_ns) / 1e9} if first_ns else {})
 
 
-def figures(frames: Iterable[tuple[int, ...]], begin_ns: int, end_ns: int, cpu: dict[str, float], memory_mb: float, invoking: int) -> dict[str, float]:
+def figures(frames: Iterable[tuple[int, ...]], begin_ns: int, end_ns: int, cpu: dict[str, float], memory_mb: float,
+            invoking: int) -> dict[str, float]:
     """``frames`` as ``Recorder.frames`` gives them. ``invoking``: processors that are busy while the model runs."""
     inside = sorted((frame for frame in frames if begin_ns <= frame[3] < end_ns), key=lambda frame: frame[3])
     if len(inside) < 5:
@@ -210,8 +212,9 @@ def figures(frames: Iterable[tuple[int, ...]], begin_ns: int, end_ns: int, cpu: 
         **{f'cpu_{name}': 1000 * value / len(inside) for name, value in cpu.items()}}
 
 
-COLUMNS = (('total_p50', 'p50 ms'), ('total_p95', 'p95'), ('total_p99', 'p99'), ('age_mean', 'age at start ms'), ('information_age', 'age of info ms'),
-           ('throughput', 'results/s'), ('cpu', 'CPU ms/frame'), ('cpu_outside', 'outside invoke'), ('rss_mb', 'RSS MB'))
+COLUMNS = (('total_p50', 'p50 ms'), ('total_p95', 'p95'), ('total_p99', 'p99'), ('age_mean', 'age at start ms'),
+           ('information_age', 'age of info ms'), ('throughput', 'results/s'), ('cpu', 'CPU ms/frame'), ('cpu_outside', 'outside invoke'),
+           ('rss_mb', 'RSS MB'))
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 from edge_resnet.conversions import Header, Stamp, write_image
 from edge_resnet.nodes.base import FRAME_QOS, RECORD_QOS
+from edge_resnet.nodes.executor import LeanExecutor
 
 PATIENCE_S = 20.0
 
@@ -36,20 +36,19 @@ class Bench:
 
     def __init__(self) -> None:
         rclpy.init(args=[])
-        self._running: list[tuple[Node, SingleThreadedExecutor, threading.Thread]] = []
+        self._running: list[tuple[Node, LeanExecutor, threading.Thread]] = []
         self.probe = Node('probe')
         self.spin(self.probe)
 
     def spin(self, node: Node) -> Node:
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
+        executor = LeanExecutor(node)
         thread = threading.Thread(target=self._spin, args=(executor,), daemon=True)
         thread.start()
         self._running.append((node, executor, thread))
         return node
 
     @staticmethod
-    def _spin(executor: SingleThreadedExecutor) -> None:
+    def _spin(executor: LeanExecutor) -> None:
         try:
             executor.spin()
         except Exception:

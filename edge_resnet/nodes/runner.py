@@ -9,12 +9,12 @@ from functools import partial
 
 import rclpy
 from lifecycle_msgs.msg import State
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.logging import get_logger
 from rclpy.signals import SignalHandlerOptions
 
 from edge_resnet.exceptions import EdgeResnetError
 from edge_resnet.nodes.base import ManagedNode
+from edge_resnet.nodes.executor import LeanExecutor
 from edge_resnet.stopping import StopRequest
 
 
@@ -26,11 +26,11 @@ def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | No
     """
     stop = StopRequest().on_signals()
     nodes: list[ManagedNode] = []
-    executors: list[SingleThreadedExecutor] = []
+    executors: list[LeanExecutor] = []
     threads: list[threading.Thread] = []
     failed = threading.Event()
 
-    def spin(executor: SingleThreadedExecutor) -> None:
+    def spin(executor: LeanExecutor) -> None:
         try:
             while not stop.is_set() and rclpy.ok():
                 executor.spin_once(timeout_sec=1.0)
@@ -52,8 +52,7 @@ def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | No
                 break
             if node.get_parameter('autostart').value and not bring_up(node):
                 return 1
-            executor = SingleThreadedExecutor()
-            executor.add_node(node)
+            executor = LeanExecutor(node)
             executors.append(executor)
             threads.append(threading.Thread(target=spin, args=(executor,), name=node.get_name(), daemon=True))
             threads[-1].start()
@@ -80,7 +79,7 @@ def bring_up(node: ManagedNode) -> bool:
     return node._state_machine.current_state[0] == State.PRIMARY_STATE_ACTIVE
 
 
-def _close(nodes: list[ManagedNode], executors: list[SingleThreadedExecutor], threads: list[threading.Thread]) -> None:
+def _close(nodes: list[ManagedNode], executors: list[LeanExecutor], threads: list[threading.Thread]) -> None:
     for node in nodes:  # before anything that may hang: the hardware
         try:
             node.make_safe()

@@ -1,0 +1,114 @@
+"""An executor that costs little for each message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
+from rclpy.subscription import Subscription
+
+WAITED = ('subscription', 'guard_condition', 'timer', 'client', 'service')
+
+
+class LeanExecutor(SingleThreadedExecutor):
+    """Spins one node: takes subscriptions, timers and guard conditions itself, and leaves the rest to rclpy.
+
+    rclpy's executor makes a task and a wait set of everything for each callback, and wakes itself twice in between. Here the
+    wait set is kept, and what is ready is called right away, the freshest message of each subscription as it is then.
+    """
+
+    def __init__(self, node: Any) -> None:
+        super().__init__()
+        self.add_node(node)
+        self._node = node
+        self._wait_set: Any = None
+        self._sizes: tuple[int, ...] = ()
+
+    def spin_once(self, timeout_sec: float | None = None) -> None:
+        node, open_ = self._node, self.can_execute
+        subscriptions, timers = [*filter(open_, node.subscriptions)], [*filter(open_, node.timers)]
+        clients, services = [*filter(open_, node.clients)], [*filter(open_, node.services)]
+        own = [guard for guard in (self._guard, self._sigint_gc) if guard is not None]  # none left after shutdown
+        guards, waitables = [*filter(open_, node.guards), *own], [*filter(open_, node.waitables)]
+        entered: list[Any] = []
+        try:
+            for entity in (*subscriptions, *timers, *clients, *services, *guards):
+                entity.handle.__enter__()
+                entered.append(entity.handle)
+            for waitable in waitables:
+                waitable.__enter__()
+                entered.append(waitable)
+            ready, others = self._wait(subscriptions, timers, clients, services, guards, waitables, timeout_sec)
+        except ShutdownException:
+            return
+        except _rclpy.InvalidHandle:  # another thread destroyed one
+            return
+        finally:
+            for handle in entered:
+                handle.__exit__(None, None, None)
+        for call, entity in ready:
+            call(entity)
+        if others:
+            super().spin_once(0.0)
+
+    def _wait(self, subscriptions: list, timers: list, clients: list, services: list, guards: list, waitables: list,
+              timeout_sec: float | None) -> tuple[list[tuple[Callable[[Any], None], Any]], bool]:
+        """(what is to be called here, whether rclpy has something to do)."""
+        events = [waitable.get_num_entities() for waitable in waitables]
+        sizes = tuple(map(len, (subscriptions, guards, timers, clients, services))) + tuple(
+            sum(getattr(event, f'num_{kind}') for event in events)
+            for kind in ('subscriptions', 'guard_conditions', 'timers', 'clients', 'services', 'events'))
+        if sizes != self._sizes:
+            self._wait_set = _rclpy.WaitSet(sizes[0] + sizes[5], sizes[1] + sizes[6], sizes[2] + sizes[7], sizes[3] + sizes[8],
+                                            sizes[4] + sizes[9], sizes[10], self._context.handle)
+            self._sizes = sizes
+        wait_set = self._wait_set
+        wait_set.clear_entities()
+        for add, entities in ((wait_set.add_subscription, subscriptions), (wait_set.add_timer, timers), (wait_set.add_client, clients),
+                              (wait_set.add_service, services), (wait_set.add_guard_condition, guards)):
+            for entity in entities:
+                add(entity.handle)
+        for waitable in waitables:
+            waitable.add_to_wait_set(wait_set)
+        wait_set.wait(-1 if timeout_sec is None else int(timeout_sec * 1e9))
+        if self._is_shutdown:
+            raise ShutdownException()
+        if not self._context.ok():
+            raise ExternalShutdownException()
+        ready = {kind: wait_set.get_ready_entities(kind) for kind in WAITED}
+        others = bool(ready['client'] or ready['service']) or any(waitable.is_ready(wait_set) for waitable in waitables) or bool(self._tasks)
+        calls = ((self._call_guard, 'guard_condition', guards), (self._call_timer, 'timer', timers),
+                 (self._call_subscription, 'subscription', subscriptions))
+        return [(call, entity) for call, kind, entities in calls for entity in entities if entity.handle.pointer in ready[kind]], others
+
+    @staticmethod
+    def _call_guard(guard: Any) -> None:
+        if guard.callback is not None:  # not one of the executor's own
+            guard.callback()
+
+    @staticmethod
+    def _call_timer(timer: Any) -> None:
+        try:
+            with timer.handle:
+                if not timer.handle.is_timer_ready():
+                    return
+                getattr(timer.handle, 'call_timer_with_info', timer.handle.call_timer)()
+        except _rclpy.InvalidHandle:
+            return
+        timer.callback()
+
+    @staticmethod
+    def _call_subscription(subscription: Any) -> None:
+        if not subscription.callback_group.can_execute(subscription):
+            return
+        try:
+            with subscription.handle:
+                taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+        except _rclpy.InvalidHandle:
+            return
+        if taken is not None:
+            kinds = getattr(Subscription, 'CallbackType', None)  # not on Humble
+            only = kinds is None or subscription._callback_type is kinds.MessageOnly
+            subscription.callback(*(taken[:1] if only else taken))

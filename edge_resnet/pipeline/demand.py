@@ -1,0 +1,68 @@
+"""Which of a camera's frames to use when only some are wanted: the newest one, or the next where waiting for it gives fresher results."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from statistics import median
+
+WINDOW = 9  # gaps between frames, of which the median is the camera's period
+STREAM_S = 0.5  # how long a demand that came too late keeps all frames flowing
+PATIENCE = 1.5  # camera periods after the last frame; a camera that has not given one by then is not waited for
+
+
+class FrameDemand:
+    """Somebody asks for a frame at a certain time (``ask``), frames arrive (``seen``), and ``wait_s`` tells which to use.
+
+    With a camera period T and results that take S to make, taking the frame at hand instead of the next one spares a wait w but is
+    T - w older. Over a long time the mean age of the latest result changes by T - w against w / 2 (renewal reward: while waiting, the
+    age is 2 S where its mean is 1.5 S, for S of several T). So a frame is passed over while the next one delays the result by less than
+    2/3 T; then the mean age is 1.5 S + T/6, where always taking the newest frame gives 1.5 S + T/2. Times are seconds of ``clock``.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._due: float | None = None
+        self._streams_until = -math.inf
+        self._gaps: deque[float] = deque(maxlen=WINDOW)
+        self._newest = math.nan
+        self.every = False  # use all frames, whether asked for or not
+
+    @property
+    def period_s(self) -> float:
+        """Of the camera; 0 while it is unknown."""
+        return median(self._gaps) if len(self._gaps) > 2 else 0.0
+
+    def ask(self, in_s: float) -> None:
+        """A frame is wanted in ``in_s``; below 0 the demand comes too late to be met, and all frames are used for a while."""
+        now = self._clock()
+        self._due = now + max(0.0, in_s)
+        self._streams_until = now + STREAM_S if in_s < 0 else -math.inf
+
+    def seen(self, arrived: float, frames: int = 1) -> None:
+        """A frame arrived, the ``frames``-th since the last one that is told here."""
+        if arrived > self._newest:
+            self._gaps.append((arrived - self._newest) / frames)
+        self._newest = arrived
+
+    def wait_s(self, arrived: float | None = None) -> float:
+        """0: use the newest frame, which ``arrived`` then. Otherwise look again after this time, or when another frame arrives.
+
+        Without a frame: the time until one would be of interest, 0 if it is now. Infinite when nobody asks."""
+        now, period = self._clock(), self.period_s
+        if self.every or now < self._streams_until:
+            return 0.0
+        if self._due is None:
+            return math.inf
+        opens = self._due - period / 3 - now
+        if opens > 0 or arrived is None:
+            return max(0.0, opens)
+        delay = max(self._due, arrived + period) - max(self._due, now)
+        patience = arrived + PATIENCE * period - now
+        return patience if delay < 2 / 3 * period and patience > 0 else 0.0
+
+    def used(self) -> None:
+        """The frame was used: the demand is met."""
+        self._due = None
