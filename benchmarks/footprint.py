@@ -17,7 +17,7 @@ import time
 import rclpy
 from lifecycle_msgs.srv import ChangeState
 
-from edge_resnet.deployment import NODES, plan, transport_environment
+from edge_resnet.deployment import STARTED, plan, transport_environment
 
 DEACTIVATE = 4  # lifecycle_msgs/Transition.TRANSITION_DEACTIVATE
 
@@ -41,7 +41,7 @@ def measure(children: dict[str, subprocess.Popen], seconds: float) -> dict[str, 
 
 def deactivate() -> None:
     node = rclpy.create_node('footprint')
-    for name in NODES:
+    for name in STARTED:
         client = node.create_client(ChangeState, f'/{name}/change_state')
         if not client.wait_for_service(20.0):
             raise SystemExit(f'{name} does not answer')

@@ -18,7 +18,9 @@ import yaml
 from edge_resnet.exceptions import ModelError, ParameterError
 from edge_resnet.pipeline.bundle import find_shared, load_bundle
 
-NODES = ('camera', 'preprocess', 'inference', 'actuator', 'thermal_monitor', 'latency_monitor')  # in the order of the data
+NODES = ('camera', 'preprocess', 'inference', 'actuator', 'thermal_monitor', 'latency_monitor', 'overlay', 'dashboard')  # in the order of the data
+OPTIONAL = ('overlay', 'dashboard')  # started when the launch argument of their name says so
+STARTED = tuple(node for node in NODES if node not in OPTIONAL)
 LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 BOOLEANS = ('true', 'false', 'True', 'False')  # Python launch files pass the latter two
 RESPAWN_DELAY_S = 1.0
@@ -45,13 +47,19 @@ ARGUMENTS = (
     LaunchArgument('image_transport', '', 'raw or compressed', ('', 'raw', 'compressed')),
     LaunchArgument('composed', 'false', 'true: all nodes in one process', BOOLEANS),
     LaunchArgument('actuator_backend', '', 'simulated or gpio', ('', 'simulated', 'gpio')),
+    LaunchArgument('overlay', 'false', 'true: a node that draws label, score and latency on the camera image, for rviz and rqt', BOOLEANS),
+    LaunchArgument('dashboard', 'false', 'true: a web page of the pipeline', BOOLEANS),
+    LaunchArgument('dashboard_host', '', 'address the page is served on; 0.0.0.0: all of this machine'),
+    LaunchArgument('dashboard_port', '', 'TCP port the page is served on'),
     LaunchArgument('use_sim_time', 'false', 'take the time from /clock', BOOLEANS),
     LaunchArgument('use_respawn', 'false', 'start a node again when it died', BOOLEANS),
     LaunchArgument('autostart', 'true', 'false: a lifecycle manager configures and activates the nodes', BOOLEANS),
     LaunchArgument('log_level', 'info', 'log level of all nodes', LOG_LEVELS),
 )
-PARAMETERS = {'model': ('preprocess', 'inference'), 'source': ('camera',), 'image_transport': ('preprocess',), 'actuator_backend': ('actuator',)}
-RENAMED = {'actuator_backend': 'backend'}
+PARAMETERS = {'model': ('preprocess', 'inference'), 'source': ('camera',), 'image_transport': ('preprocess', 'overlay'),
+              'actuator_backend': ('actuator',), 'dashboard_host': ('dashboard',), 'dashboard_port': ('dashboard',)}
+NUMBERS = ('dashboard_port',)
+RENAMED = {'actuator_backend': 'backend', 'dashboard_host': 'host', 'dashboard_port': 'port'}
 
 
 @dataclass(frozen=True)
@@ -92,20 +100,22 @@ def plan(given: Mapping[str, str], inside: str = '') -> Deployment:
     check_params_file(params_file, values['namespace'] if values['namespace'].startswith('/') else f'{inside}/{values["namespace"]}')
     if not re.fullmatch(r'(~?/)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', values['image_topic'], re.ASCII):
         raise ParameterError(f'image_topic is {values["image_topic"]!r}, expected names of letters, digits and _ with / between them')
-    nodes = [node for node in NODES if node != 'camera' or values['use_camera'] == 'true']
+    if not re.fullmatch(r'[0-9]{0,5}', values['dashboard_port'], re.ASCII):
+        raise ParameterError(f'dashboard_port is {values["dashboard_port"]!r}, expected a number from 0 to 65535')
+    nodes = [node for node in NODES if values.get('use_camera' if node == 'camera' else node, 'true') == 'true']
 
     ros_args = ['--log-level', values['log_level'], '--params-file', str(params_file)]
     for name in ('use_sim_time', 'autostart'):
         ros_args += ['-p', f'{name}:={values[name]}']
     if values['image_topic'] != 'image_raw':
-        for node in ('camera', 'preprocess'):
+        for node in ('camera', 'preprocess', 'overlay'):
             ros_args += ['-r', f'{node}:image_raw:={values["image_topic"]}']
     composed = values['composed'] == 'true'
     processes = {'pipeline': nodes} if composed else {f'{node}_node': [node] for node in nodes}
     executables = {}
     for executable, own_nodes in processes.items():  # -p can't name a node in a namespace that is not known here, so each gets its own
-        own = [f'{RENAMED.get(name, name)}:={json.dumps(values[name])}' for name, targets in PARAMETERS.items()
-               if values[name] and set(targets) & set(own_nodes)]
+        own = [f'{RENAMED.get(name, name)}:={json.dumps(int(values[name]) if name in NUMBERS else values[name])}'
+               for name, targets in PARAMETERS.items() if values[name] and set(targets) & set(own_nodes)]
         executables[executable] = [*(own_nodes if composed else ()), '--ros-args', *ros_args, *(part for text in own for part in ('-p', text))]
     return Deployment(executables, values['namespace'].rstrip('/') or values['namespace'], values['use_respawn'] == 'true',
                       values['autostart'] == 'false')

@@ -189,7 +189,8 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
             health.report(OK, f'{"on" if self._on else "off"}: {self._gate.decision.reason}')
         if self._input is not None:
             self._input.diagnose(health)
-        health.values.update({'On': int(bool(self._on)), 'Armed': int(self._gate.armed), 'Switched': self.counts['switched']})
+        health.values.update({'On': int(bool(self._on)), 'Armed': int(self._gate.armed), 'Stopped': int(self._gate.stopped),
+                              'Switched': self.counts['switched']})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""All nodes of the pipeline in one process, one executor thread each. Arguments: the nodes to start, none for all."""
+"""All nodes of the pipeline in one process, one executor thread each. Arguments: the nodes to start; none: all but the optional."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 
 from rclpy.utilities import remove_ros_args
 
-from edge_resnet.deployment import NODES
+from edge_resnet.deployment import NODES, STARTED
 from edge_resnet.nodes.base import ManagedNode
 from edge_resnet.nodes.runner import run
 
@@ -20,7 +20,7 @@ def factory(name: str) -> Callable[[], ManagedNode]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    wanted = remove_ros_args(list(argv if argv is not None else sys.argv))[1:] or list(NODES)
+    wanted = remove_ros_args(list(argv if argv is not None else sys.argv))[1:] or list(STARTED)
     unknown = [name for name in wanted if name not in NODES]
     if unknown:
         print(f'pipeline: no node {unknown[0]}, expected some of {", ".join(NODES)}', file=sys.stderr)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import Image
 
-from edge_resnet.conversions import MAX_IMAGE_BYTES, compressed_array, image_array, read_image, write_image
-from edge_resnet.exceptions import ImageError
-from edge_resnet.nodes.base import FrameInput, Health, ManagedNode, compressed_topic, frame_publisher
+from edge_resnet.conversions import write_image
+from edge_resnet.nodes.base import FrameInput, Health, ManagedNode, frame_publisher
+from edge_resnet.nodes.camera_input import TRANSPORTS, Decode, camera_input
 from edge_resnet.nodes.model_parameters import ModelParameters
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
@@ -22,7 +21,7 @@ from edge_resnet.pipeline.preprocessing import Preprocessing, resize
 
 @dataclass(frozen=True)
 class PreprocessParameters(ModelParameters):
-    image_transport: str = param('raw', 'take image_raw or image_raw/compressed', choices=('raw', 'compressed'))
+    image_transport: str = param('raw', 'take image_raw or image_raw/compressed', choices=TRANSPORTS)
 
 
 class PreprocessNode(ManagedNode[PreprocessParameters]):
@@ -40,26 +39,14 @@ class PreprocessNode(ManagedNode[PreprocessParameters]):
         self._spec = self.parameters.bundle().preprocessing
 
     def activate(self) -> None:
-        compressed = self.parameters.image_transport == 'compressed'
-        topic, kind = (compressed_topic(self), CompressedImage) if compressed else ('image_raw', Image)
-        self._input = FrameInput(self, kind, topic, self._on_compressed if compressed else self._on_image)
+        self._input = camera_input(self, self.parameters.image_transport, self._process)
 
     def deactivate(self) -> None:
         if self._input is not None:
             self._input.close()
             self._input = None
 
-    def _on_image(self, data: bytes) -> None:
-        image = read_image(data)
-        self._process(image.header, lambda: image_array(image))
-
-    def _on_compressed(self, data: bytes) -> None:
-        if len(data) > MAX_IMAGE_BYTES:
-            raise ImageError(f'compressed image has {len(data)} bytes, expected at most {MAX_IMAGE_BYTES}')
-        message = deserialize_message(data, CompressedImage)
-        self._process(message.header, lambda: compressed_array(message.data))
-
-    def _process(self, header: Any, decode: Callable[[], tuple[np.ndarray, str]]) -> None:
+    def _process(self, header: Any, decode: Decode) -> None:
         started_ns = self.now_ns()
         image, order = decode()
         small = resize(image, self._spec)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_resnet.deployment import ARGUMENTS, MAX_STARTS, NODES, RespawnLimit, check_model, plan
+from edge_resnet.deployment import ARGUMENTS, MAX_STARTS, STARTED, RespawnLimit, check_model, plan
 from edge_resnet.exceptions import ModelError, ParameterError
 
 ROOT_TOPICS = {'/diagnostics', '/parameter_events', '/rosout'}
@@ -192,14 +192,14 @@ def test_without_arguments_samples_play_and_ctrl_c_ends_it(launch, bench):
 
     graph, results, brake = Graph(bench), bench.listen(Classification, 'classification'), listen_to_brake(bench)
     launched = launch()
-    wait_until(lambda: graph.nodes() == {f'/{node}' for node in NODES}, 'every node', launched)
+    wait_until(lambda: graph.nodes() == {f'/{node}' for node in STARTED}, 'every node', launched)
     wait_until(lambda: {message.results[0].class_id for message in results} >= {'red', 'green'}, 'a red and a green light', launched)
     wait_until(lambda: {True, False} <= set(brake), 'the brake going on and off', launched)
-    assert {node: graph.state(node) for node in NODES} == dict.fromkeys(NODES, 'active')
-    assert launched.pids().keys() == {f'{node}_node' for node in NODES}
+    assert {node: graph.state(node) for node in STARTED} == dict.fromkeys(STARTED, 'active')
+    assert launched.pids().keys() == {f'{node}_node' for node in STARTED}
     assert launched.end() == 0
     assert not launched.left()
-    assert launched.output.count('process has finished cleanly') == len(NODES), launched.output
+    assert launched.output.count('process has finished cleanly') == len(STARTED), launched.output
     assert not re.search(r'Traceback|failed to terminate|process has died|\[WARN\]|\[ERROR\]|unknown parameter', launched.output), launched.output
 
 
@@ -217,7 +217,7 @@ def test_arguments_reach_their_nodes_in_a_namespace(launch, bench, tiny):
     graph = Graph(bench, '/robot1')
     launched = launch(*tiny_arguments(tiny), 'namespace:=robot1', 'image_topic:=front/image', 'image_transport:=compressed', 'log_level:=debug')
     wait_until(lambda: {True, False} <= set(brake), 'the brake going on and off', launched)
-    wait_until(lambda: graph.nodes() == {f'/robot1/{node}' for node in NODES}, 'every node', launched)
+    wait_until(lambda: graph.nodes() == {f'/robot1/{node}' for node in STARTED}, 'every node', launched)
     assert graph.outside() == ROOT_TOPICS
     assert graph.parameter('camera', 'image_hold_s') == 0.6
     assert graph.parameter('camera', 'source') == str(tiny['source'])
@@ -229,7 +229,7 @@ def test_arguments_reach_their_nodes_in_a_namespace(launch, bench, tiny):
 
 
 def test_composed_arguments_reach_every_node(launch, bench):
-    nodes = set(NODES) - {'camera'}
+    nodes = set(STARTED) - {'camera'}
     graph = Graph(bench)
     launched = launch('composed:=true', 'use_camera:=false', 'autostart:=False', 'use_sim_time:=True', 'actuator_backend:=gpio')
     wait_until(lambda: graph.nodes() == {f'/{node}' for node in nodes}, 'the nodes without a camera', launched)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tiny_model import write_bundle
 
-from edge_resnet.deployment import ARGUMENTS, MAX_STARTS, NODES, START_WINDOW_S, RespawnLimit, check_model, plan, transport_environment
+from edge_resnet.deployment import ARGUMENTS, MAX_STARTS, NODES, START_WINDOW_S, STARTED, RespawnLimit, check_model, plan, transport_environment
 from edge_resnet.exceptions import EdgeResnetError, ModelError, ParameterError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ def model(tmp_path) -> str:
 
 def test_without_arguments_every_node_starts_in_a_process_of_its_own():
     deployment = plan({})
-    assert list(deployment.executables) == [f'{node}_node' for node in NODES]
+    assert list(deployment.executables) == [f'{node}_node' for node in STARTED]
     assert (deployment.namespace, deployment.respawn) == ('', False)
     for arguments in deployment.executables.values():
         assert arguments[0] == '--ros-args'
@@ -47,14 +47,14 @@ def test_without_arguments_every_node_starts_in_a_process_of_its_own():
 def test_composed_is_one_process_that_is_told_its_nodes():
     (name, arguments), = plan({'composed': 'true'}).executables.items()
     assert name == 'pipeline'
-    assert arguments[:arguments.index('--ros-args')] == list(NODES)
+    assert arguments[:arguments.index('--ros-args')] == list(STARTED)
 
 
 def test_another_drivers_camera(model):
     given = {'use_camera': 'false', 'image_topic': '/front/image', 'image_transport': 'compressed'}
     assert 'camera_node' not in plan(given).executables
     assert 'preprocess:image_raw:=/front/image' in plan(given).executables['preprocess_node']
-    assert having(given, 'image_transport') == {'preprocess_node': 'compressed'}
+    assert having({**given, 'overlay': 'true'}, 'image_transport') == {'preprocess_node': 'compressed', 'overlay_node': 'compressed'}
     composed = plan({**given, 'composed': 'true'}).executables['pipeline']
     assert 'camera' not in composed[:composed.index('--ros-args')]
 
@@ -70,6 +70,14 @@ def test_a_source_stays_a_string(source):
     assert having({'source': source}, 'source') == {'camera_node': source}
 
 
+def test_the_optional_nodes():
+    given = {'dashboard': 'true', 'dashboard_port': '8090', 'dashboard_host': '0.0.0.0', 'overlay': 'True', 'image_topic': 'front/image'}
+    executables = plan(given).executables
+    assert list(executables) == [f'{node}_node' for node in NODES]
+    assert parameters(executables['dashboard_node']) == {'use_sim_time': False, 'autostart': True, 'host': '0.0.0.0', 'port': 8090}
+    assert 'overlay:image_raw:=front/image' in executables['overlay_node']
+
+
 def test_the_backend():
     assert having({'actuator_backend': 'gpio'}, 'backend') == {'actuator_node': 'gpio'}
 
@@ -77,7 +85,7 @@ def test_the_backend():
 @pytest.mark.parametrize(('name', 'value', 'expected'), [
     ('use_sim_time', 'true', True), ('use_sim_time', 'True', True), ('autostart', 'False', False)])
 def test_what_every_node_gets(name, value, expected):
-    assert having({name: value}, name) == dict.fromkeys((f'{node}_node' for node in NODES), expected)
+    assert having({name: value}, name) == dict.fromkeys((f'{node}_node' for node in STARTED), expected)
 
 
 def test_log_level_and_params_file(tmp_path):
@@ -99,14 +107,18 @@ def test_without_autostart_it_waits():
 def test_no_argument_is_dead(model, tmp_path):
     """Another value of any argument changes what is started."""
     (tmp_path / 'mine.yaml').write_text('')
-    other = {'namespace': 'robot', 'params_file': str(tmp_path / 'mine.yaml'), 'model': model, 'source': 'synthetic', 'image_topic': '/front/image'}
+    other = {'namespace': 'robot', 'params_file': str(tmp_path / 'mine.yaml'), 'model': model, 'source': 'synthetic', 'image_topic': '/front/image',
+             'dashboard_host': '0.0.0.0', 'dashboard_port': '8090'}
+    needs = {'dashboard_host': {'dashboard': 'true'}, 'dashboard_port': {'dashboard': 'true'}}
     for argument in ARGUMENTS:
         values = [choice for choice in argument.choices if choice.lower() != argument.default] or [other[argument.name]]
         for value in values:
-            assert plan({argument.name: value}) != plan({}), f'{argument.name}:={value} changes nothing'
+            base = needs.get(argument.name, {})
+            assert plan({**base, argument.name: value}) != plan(base), f'{argument.name}:={value} changes nothing'
 
 
 @pytest.mark.parametrize(('given', 'message'), [
+    ({'dashboard_port': '80a'}, "dashboard_port is '80a', expected a number from 0 to 65535"),
     ({'modell': 'x'}, 'unknown argument modell, expected one of namespace'),
     ({'composed': 'yes'}, "composed is 'yes', expected one of true, false"),
     ({'actuator_backend': 'relay'}, "actuator_backend is 'relay', expected one of empty, simulated, gpio"),

@@ -1,0 +1,1 @@
+"""The dashboard: what it knows (``state``), its server (``server``) and its page (``static``). No ROS in here."""
