@@ -91,6 +91,11 @@ class ManagedNode(LifecycleNode, Generic[P]):
         """Names that were given but that this node doesn't have."""
         return set(self._declared.unknown)
 
+    @property
+    def given_parameters(self) -> set[str]:
+        """Names that were given on the command line, in a file or by whoever made the node."""
+        return self._declared.given
+
     def is_configured(self) -> bool:
         return self._configured
 

@@ -66,6 +66,7 @@ class NodeParameters(typing.Generic[T]):
 
     def __init__(self, node: Node, kind: type[T]) -> None:
         self._node, self._fields = node, {entry.name: entry for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        self.given = set(node._parameter_overrides)
         found: dict[str, Any] = {}
         for name, entry in self._fields.items():
             default = default_of(entry)
@@ -86,7 +87,7 @@ class NodeParameters(typing.Generic[T]):
                 check(entry, node._parameter_overrides[name].value)
                 raise
             check(entry, found[name])
-        unknown = sorted(set(node._parameter_overrides) - set(self._fields) - {'use_sim_time', 'start_type_description_service'})
+        unknown = sorted(self.given - set(self._fields) - {'use_sim_time', 'start_type_description_service'})
         self.unknown = [name for name in unknown if not name.startswith('qos_overrides.')]
         self.values: T = kind(**found)
         node.add_on_set_parameters_callback(self._on_set)

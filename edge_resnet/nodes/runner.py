@@ -45,8 +45,8 @@ def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | No
         rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
         for factory in factories:
             nodes.append(factory())
-        for name in sorted(set.intersection(*(node.unknown_parameters for node in nodes))):
-            get_logger('edge_resnet').warning(f'unknown parameter {name}: ignored')
+        for text in sorted(unknown_parameters(nodes)):
+            get_logger('edge_resnet').warning(text)
         for node in nodes:
             if stop.is_set():
                 break
@@ -68,6 +68,13 @@ def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | No
         stop.set()
         _close(nodes, executors, threads)
     return 1 if failed.is_set() else 0
+
+
+def unknown_parameters(nodes: Sequence[ManagedNode]) -> list[str]:
+    """A line for each parameter that was given to some of ``nodes``, by -p to all of them, and that none of these has."""
+    known = {name for node in nodes for name in node.given_parameters - node.unknown_parameters}
+    unknown = {name for node in nodes for name in node.unknown_parameters} - known
+    return [f'{", ".join(node.get_name() for node in nodes if name in node.unknown_parameters)}: unknown parameter {name}: ignored' for name in unknown]
 
 
 def bring_up(node: ManagedNode) -> bool:

@@ -21,7 +21,7 @@ from edge_resnet.deployment import ARGUMENTS, RESPAWN_DELAY_S, RespawnLimit, pla
 from edge_resnet.exceptions import EdgeResnetError
 from edge_resnet.stopping import StopRequest
 
-GRACE_S = 5.0
+GRACE_S = 8.0
 PR_SET_PDEATHSIG = 1
 
 

@@ -5,7 +5,7 @@
     ros2 run edge_resnet export_model my.keras --mean 127.5 127.5 127.5 --std 127.5 127.5 127.5 --labels labels.txt --out build/my
 
 Writes float.tflite (batch 1), labels.txt where the labels are known, and export.json: what the model expects and where it
-comes from. Needs TensorFlow: pip install 'edge_resnet[export]'. Load only model files that you trust.
+comes from. Needs TensorFlow: pip install '.[export]'. Load only model files that you trust.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     spec, labels = preprocessing(args), read_labels(args.labels) if args.labels else ()
     args.classes = args.classes or len(labels) or 1000
     if importlib.util.find_spec('tensorflow') is None:
-        raise ModelError("TensorFlow is not installed: pip install 'edge_resnet[export]'")
+        raise ModelError("TensorFlow is not installed: pip install '.[export]'")
     find_runtime()
     report: dict[str, Any] = {'model': Path(args.model).name}
     if args.weights == 'none':

@@ -10,6 +10,7 @@ from edge_resnet.deployment import NODES
 from edge_resnet.exceptions import ParameterError
 from edge_resnet.nodes.parameters import default_of
 from edge_resnet.nodes.pipeline import factory
+from edge_resnet.nodes.runner import unknown_parameters
 
 
 @pytest.mark.parametrize('name', NODES)
@@ -74,6 +75,17 @@ def test_a_list_is_one_of_numbers_even_when_it_is_empty(bench, given, values):
     assert (described.read_only, described.type) == (True, rclpy.Parameter.Type.DOUBLE_ARRAY.value)
     assert not node.set_parameters([rclpy.Parameter('mean', value=[1.0])])[0].successful
     node.destroy_node()
+
+
+def test_a_misspelt_parameter_is_told_by_each_node_that_it_was_given_to(bench):
+    """-p gives every composed node all of them; a section of the file only its own."""
+    camera = bench.make(factory('camera'), source='synthetic', speling=1)
+    actuator = bench.make(factory('actuator'), source='x', on_treshold=0.9, speling=1)
+    assert sorted(unknown_parameters([camera, actuator])) == [
+        'actuator: unknown parameter on_treshold: ignored', 'camera, actuator: unknown parameter speling: ignored']
+    assert 'actuator: unknown parameter source: ignored' in unknown_parameters([actuator])
+    camera.destroy_node()
+    actuator.destroy_node()
 
 
 def test_when_a_parameter_may_change(bench, paper_bundle):

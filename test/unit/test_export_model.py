@@ -61,7 +61,7 @@ def test_help_shows_an_example_without_tensorflow(no_tensorflow, capsys):
 def test_without_tensorflow_it_says_what_to_install(no_tensorflow, capsys, tmp_path):
     code, out, err = run(capsys, 'resnet50', '--weights', 'none', '--out', tmp_path / 'out')
     assert (code, out) == (1, '')
-    assert err == "export_model: TensorFlow is not installed: pip install 'edge_resnet[export]'\n"
+    assert err == "export_model: TensorFlow is not installed: pip install '.[export]'\n"
     assert list(tmp_path.iterdir()) == []
 
 
