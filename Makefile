@@ -1,6 +1,6 @@
 # make run [ARGS="source:=/dev/video0 ..."], make test, make lint
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint clean bench bench-footprint bench-models soak test-aarch64
+.PHONY: help setup run test lint clean bench bench-footprint bench-governor bench-models soak test-aarch64
 SHELL := /bin/bash
 
 help:  ## this list
@@ -42,3 +42,7 @@ bench-models:  ## accuracy, size and time of the committed models; FLOATS=folder
 soak:  ## the pipeline for MINUTES=60: growth of memory, files, threads and latency, as a table, CSV and plot in build/soak
 	@scripts/setup.sh tools
 	@source scripts/env.sh && python benchmarks/soak.py $(if $(MINUTES),--minutes $(MINUTES))
+
+bench-governor:  ## the governor against none, on a simulated Raspberry Pi 4
+	@scripts/setup.sh
+	@source scripts/env.sh && python benchmarks/governor.py $(ARGS)

@@ -51,13 +51,16 @@ ARGUMENTS = (
     LaunchArgument('dashboard', 'false', 'true: a web page of the pipeline', BOOLEANS),
     LaunchArgument('dashboard_host', '', 'address the page is served on; 0.0.0.0: all of this machine'),
     LaunchArgument('dashboard_port', '', 'TCP port the page is served on'),
+    LaunchArgument('board', '', 'simulated: heat and throttling of a model of a Raspberry Pi 4', ('', 'real', 'simulated')),
+    LaunchArgument('record_to', '', 'folder to record latencies, heat and drops into, for latency_report'),
     LaunchArgument('use_sim_time', 'false', 'take the time from /clock', BOOLEANS),
     LaunchArgument('use_respawn', 'false', 'start a node again when it died', BOOLEANS),
     LaunchArgument('autostart', 'true', 'false: a lifecycle manager configures and activates the nodes', BOOLEANS),
     LaunchArgument('log_level', 'info', 'log level of all nodes', LOG_LEVELS),
 )
 PARAMETERS = {'model': ('preprocess', 'inference'), 'source': ('camera',), 'image_transport': ('preprocess', 'overlay'),
-              'actuator_backend': ('actuator',), 'dashboard_host': ('dashboard',), 'dashboard_port': ('dashboard',)}
+              'actuator_backend': ('actuator',), 'dashboard_host': ('dashboard',), 'dashboard_port': ('dashboard',),
+              'board': ('thermal_monitor',), 'record_to': ('latency_monitor',)}
 NUMBERS = ('dashboard_port',)
 RENAMED = {'actuator_backend': 'backend', 'dashboard_host': 'host', 'dashboard_port': 'port'}
 

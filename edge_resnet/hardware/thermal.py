@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ class ThermalReading:
     load_1min: float | None = None
     memory_available_mb: float | None = None
     memory_total_mb: float | None = None
+    simulated: bool = False
 
     def flag(self, name: str) -> bool | None:
         """Whether ``name`` of ``THROTTLE_BITS`` is the case now; None when unknown."""
@@ -104,6 +106,64 @@ def _number(text: str) -> float | None:
 def _megabytes(text: str | None) -> float | None:
     kilobytes = _number(text.replace('kB', '').strip()) if text else None
     return None if kilobytes is None else kilobytes / 1024
+
+
+# A Raspberry Pi 4 B as a first-order system. Measured by others: 2.7 W idle and 6.4 W with four busy cores (Pi Dramble's USB meter), 27 K
+# above ambient when idle (pi-plates' thermocouple, 54.7 at 27.3 C), 80 C on a bare board some 3 minutes into full load (Halfacree's tests);
+# throttling from 80 C and harder from 85 C (Raspberry Pi documentation). Plausible, no more: what a heatsink and a fan make of the
+# resistance, what a heatsink adds in capacity, the clocks throttled to, the 2 K until the clock comes back, power by the square of the clock.
+IDLE_W, FULL_W, FULL_MHZ = 2.7, 6.4, 1500.0
+THROTTLE_C, HARD_C, HYSTERESIS_K = 80.0, 85.0, 2.0
+THROTTLED_MHZ, HARD_MHZ = 1000.0, 600.0
+RESISTANCE_K_W = {(False, False): 10.0, (True, False): 7.5, (False, True): 5.5, (True, True): 3.5}  # (heatsink, fan)
+CAPACITY_J_K = {False: 12.0, True: 25.0}  # heatsink
+THROTTLED_BITS = 1 << THROTTLE_BITS['frequency_capped'] | 1 << THROTTLE_BITS['throttled']
+
+
+class SimulatedPi4:
+    """A ``ThermalReader`` of a board that is not there. ``load``: the share of its processor that was busy since the last call, 0 to 1."""
+
+    def __init__(self, *, heatsink: bool = False, fan: bool = False, ambient_c: float = 25.0, load: Callable[[], float] = lambda: 1.0,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self._resistance, self._capacity = RESISTANCE_K_W[heatsink, fan], CAPACITY_J_K[heatsink]
+        self._ambient_c, self._load, self._clock = ambient_c, load, clock
+        self._temperature_c, self._mhz, self._at = ambient_c + self._resistance * IDLE_W, FULL_MHZ, clock()
+
+    def read(self) -> ThermalReading:
+        load, now = min(1.0, max(0.0, self._load())), self._clock()
+        while self._at < now:
+            step_s = min(1.0, now - self._at)
+            self._at = now if now - self._at <= 1.0 else self._at + 1.0
+            power = IDLE_W + (FULL_W - IDLE_W) * load * (self._mhz / FULL_MHZ) ** 2
+            end_c = self._ambient_c + self._resistance * power
+            self._temperature_c = end_c + (self._temperature_c - end_c) * math.exp(-step_s / (self._resistance * self._capacity))
+            self._throttle()
+        bits = THROTTLED_BITS if self._mhz < FULL_MHZ else 0
+        return ThermalReading(self._temperature_c, self._mhz, bits, load_1min=4 * load, simulated=True)
+
+    def _throttle(self) -> None:
+        if self._temperature_c >= HARD_C:
+            self._mhz = HARD_MHZ
+        elif self._temperature_c >= THROTTLE_C:
+            self._mhz = min(self._mhz, THROTTLED_MHZ) if self._temperature_c >= HARD_C - HYSTERESIS_K else THROTTLED_MHZ
+        elif self._temperature_c < THROTTLE_C - HYSTERESIS_K:
+            self._mhz = FULL_MHZ
+
+
+class HostLoad:
+    """The share of this machine's processor that was busy since the last call, from /proc/stat; 0 when unknown."""
+
+    def __init__(self, root: Path = Path('/')) -> None:
+        self._path, self._last = root / 'proc/stat', (0, 0)
+
+    def __call__(self) -> float:
+        try:
+            numbers = [int(number) for number in self._path.read_text().split('\n', 1)[0].split()[1:9]]
+        except (OSError, ValueError):
+            return 0.0
+        (all_before, idle_before), self._last = self._last, (sum(numbers), sum(numbers[3:5]))
+        passed = self._last[0] - all_before
+        return 1 - (self._last[1] - idle_before) / passed if passed > 0 else 0.0
 
 
 class TransitionLog:

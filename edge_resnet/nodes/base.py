@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import TimeReference
+from std_msgs.msg import String
 
 from edge_resnet.conversions import read_stage, write_stage
 from edge_resnet.exceptions import EdgeResnetError, ParameterError, ResultError
@@ -72,6 +74,8 @@ class ManagedNode(LifecycleNode, Generic[P]):
         self._logged_at: dict[str, float] = {}
         self._configured = self.active = False
         self.failure = ''  # why the last transition was refused
+        self.hardware_id = socket.gethostname()  # of the diagnostics
+        self.facts: dict[str, Any] = {}  # about what it was configured with, beside its parameters
         try:
             self._declared: NodeParameters[P] = NodeParameters(self, self.Parameters)
         except ParameterError as error:
@@ -79,8 +83,9 @@ class ManagedNode(LifecycleNode, Generic[P]):
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._stage_times = self.create_publisher(TimeReference, 'stage_times', RECORD_QOS, qos_overriding_options=_overridable())
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', RECORD_QOS)
+        self._configuration = self.create_publisher(String, 'configuration', LATCHED_QOS)
         self._rates: dict[str, tuple[int, float]] = {}
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self.guarded(self._publish_diagnostics), clock=self._steady)
+        self.create_timer(DIAGNOSTICS_PERIOD_S, self.guarded(self.publish_diagnostics), clock=self._steady)
 
     @property
     def parameters(self) -> P:
@@ -118,6 +123,9 @@ class ManagedNode(LifecycleNode, Generic[P]):
         self._configured = done == TransitionCallbackReturn.SUCCESS
         if not self._configured:
             self.cleanup()
+            return done
+        facts = {'node': self.get_name(), 'host': socket.gethostname(), 'parameters': vars(self.parameters), **self.facts}
+        self._configuration.publish(String(data=json.dumps(facts)))
         return done
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -208,7 +216,7 @@ class ManagedNode(LifecycleNode, Generic[P]):
         self._rates[name] = (count, now)
         return (count - before) / max(1e-3, now - then)
 
-    def _publish_diagnostics(self) -> None:
+    def publish_diagnostics(self) -> None:
         health = Health()
         if self.failure:
             health.report(ERROR, self.failure)
@@ -217,7 +225,7 @@ class ManagedNode(LifecycleNode, Generic[P]):
         else:
             health.report(OK, 'inactive' if self._configured else 'unconfigured')
         health.values['Errors'] = self.counts['errors']
-        status = DiagnosticStatus(level=health.level, name=self.get_fully_qualified_name().lstrip('/'), hardware_id=socket.gethostname(),
+        status = DiagnosticStatus(level=health.level, name=self.get_fully_qualified_name().lstrip('/'), hardware_id=self.hardware_id,
                                   message='; '.join(health.messages) or 'OK')
         status.values = [KeyValue(key=key, value=f'{value:.6g}' if isinstance(value, float) else str(value)) for key, value in health.values.items()]
         array = DiagnosticArray(status=[status])

@@ -7,18 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import Image, Temperature
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo, VisionClass
 
 from edge_resnet.conversions import classification_message, image_array, read_image
-from edge_resnet.nodes.base import LATCHED_QOS, OK, WARN, FrameInput, Health, ManagedNode, frame_publisher
+from edge_resnet.nodes.base import LATCHED_QOS, OK, WARN, FrameInput, Health, ManagedNode, Polled, frame_publisher
 from edge_resnet.nodes.model_parameters import ModelParameters
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
 from edge_resnet.pipeline.classifier import Classifier
 from edge_resnet.pipeline.drift import DriftMonitor
+from edge_resnet.pipeline.governor import Governor
 from edge_resnet.pipeline.interpreter import CHOICES
 from edge_resnet.pipeline.latency import INFERENCE_DONE, INFERENCE_STARTED
 from edge_resnet.pipeline.postprocessing import top_k
@@ -30,6 +31,8 @@ class InferenceParameters(ModelParameters):
     num_threads: int = param(1, 'threads of one inference; 3 or 4 on an otherwise idle Pi 4', low=1, high=64)
     max_results: int = param(5, 'how many classes to publish, best first', low=1, high=1000, live=True)
     score_threshold: float = param(0.0, 'classes below this score are left out', low=0.0, high=1.0, live=True)
+    governor: bool = param(False, 'infer less often, just enough that the board stays below governor_limit_c')
+    governor_limit_c: float = param(78.0, 'temperature that the governor aims at, degrees Celsius; a Pi 4 throttles at 80', low=30.0, high=100.0)
 
 
 class InferenceNode(ManagedNode[InferenceParameters]):
@@ -43,6 +46,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         self._classifier: Classifier | None = None
         self._input: FrameInput | None = None
         self._drift: DriftMonitor | None = None
+        self._governor: Governor | None = None
+        self._temperatures = Polled(self, Temperature, 'cpu_temperature')
         self._enabled = True
         self._output = frame_publisher(self, Classification, 'classification')
         self._label_info = self.create_publisher(LabelInfo, 'label_info', LATCHED_QOS)
@@ -52,8 +57,10 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         p = self.parameters
         bundle = p.bundle()
         self._drift = DriftMonitor.of_card(bundle.card, bundle.name)
+        self._governor = Governor(p.governor_limit_c) if p.governor else None
         self._classifier = self._make_classifier(bundle, p.runtime, p.num_threads)
         self._classifier.warm_up()
+        self.facts = {'model': bundle.name, 'sha256': bundle.sha256, 'runtime': self._classifier.runtime}
         info = LabelInfo(header=Header(stamp=self.get_clock().now().to_msg()), threshold=p.score_threshold)
         info.class_map = [VisionClass(class_id=index, class_name=label) for index, label in enumerate(bundle.labels)]
         self._label_info.publish(info)
@@ -82,6 +89,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         classifier, p = self._classifier, self.parameters
         if classifier is None or not self._enabled:
             return
+        if self._governor is not None and not self._governor.allows():
+            return
         image = read_image(data)
         started_ns = self.now_ns()
         pixels, order = image_array(image)
@@ -95,6 +104,10 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         self.stage(INFERENCE_DONE, header, done_ns)
         self.counts['published'] += 1
         self.counts['busy_ns'] += done_ns - started_ns
+        if self._governor is not None:
+            for temperature, _ in self._temperatures.take():
+                self._governor.see(temperature.temperature)
+            self._governor.worked((done_ns - started_ns) / 1e9)
         now_s = time.monotonic()
         if self._drift is not None and self._drift.due(now_s):  # after all that somebody waits for
             self._drift.see(pixels, now_s)
@@ -107,6 +120,10 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         rate, busy = self.rate('published'), self.rate('busy_ns') / 1e9
         health.values.update({'Output rate (Hz)': rate, 'Inference time (ms)': busy / rate * 1000 if rate else 'none',
                               'Inference duty (%)': 100 * busy, 'Enabled': int(self._enabled)})
+        if self._governor is not None:
+            if self._governor.share < 1:
+                health.report(WARN, f'the governor holds inference back to {100 * self._governor.share:.0f} % of its time')
+            health.values.update({'Governor share (%)': 100 * self._governor.share, 'Held back by the governor': self._governor.held_back})
         if self._classifier is not None:
             health.values.update({'Model': self._classifier.bundle.name, 'Runtime': self._classifier.runtime})
             self._diagnose_drift(health)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import platform
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from std_msgs.msg import Float64
+from std_msgs.msg import Float64, String
 
-from edge_resnet.nodes.base import OK, WARN, Health, ManagedNode, Polled, StageTimes
+from edge_resnet.conversions import stamp_ns
+from edge_resnet.hardware.thermal import ThermalReading, TransitionLog
+from edge_resnet.nodes.base import ERROR, LATCHED_QOS, OK, WARN, Health, ManagedNode, Polled, StageTimes
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
+from edge_resnet.nodes.thermal_monitor_node import reading_of
 from edge_resnet.pipeline.latency import (
     ACTUATOR_COMMANDED,
     METRICS,
@@ -27,10 +35,12 @@ from edge_resnet.pipeline.latency import (
     LatencyStatistics,
     StageJoiner,
 )
+from edge_resnet.pipeline.recording import BOARD, Recorder
 
-POLL_S = 0.2
+POLL_S, FLUSH_S = 0.2, 0.8  # every fourth poll
 TOPICS = (*SLICES, 'frame_age_at_inference')  # latency/NAME_ms
 DROPS = {'Input superseded': 'superseded', 'Input lost in transport': 'lost', 'Overwritten before publishing': 'overwritten'}
+BOARD_STALE_S = 5.0  # after which the thermal monitor's word counts no more
 OUT_OF_SYNC_MS = 50.0  # far above the 1 ms that a record takes, and above what a busy machine makes of that
 
 
@@ -38,6 +48,8 @@ OUT_OF_SYNC_MS = 50.0  # far above the 1 ms that a record takes, and above what 
 class LatencyParameters:
     autostart: bool = param(True, 'configure and activate without a lifecycle manager')
     window_s: float = param(30.0, 'what the sliding percentiles look back on, s', low=1.0, high=3600.0)
+    record_to: str = param('', 'folder to record the run into, for latency_report; empty: nothing is recorded')
+    record_max_mb: float = param(200.0, 'space for recordings in that folder, MB; the oldest go first', low=1.0, high=1e6)
 
 
 class LatencyMonitorNode(ManagedNode[LatencyParameters]):
@@ -51,8 +63,14 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
         self._healths: Polled | None = None
         self._timer: Any = None
         self._topics = {name: self.create_publisher(Float64, f'latency/{name}_ms', 10) for name in TOPICS}
+        self._configurations = Polled(self, String, 'configuration', LATCHED_QOS)
+        self._ran: dict[str, Any] = {}
+        self._recorder: Recorder | None = None
+        self._board, self._board_s, self._transitions = ThermalReading(), 0.0, TransitionLog()
         self._start_over()
-        self._watch, self.jumps, self._told_faults = ClockWatch(), 0, 0
+        self._watch, self.jumps, self._told_faults, self._flushed_s = ClockWatch(), 0, 0, 0.0
+        self._host = {'machine': platform.machine(), 'system': f'{platform.system()} {platform.release()}', 'python': platform.python_version(),
+                      **_versions('edge_resnet', 'numpy', 'ai-edge-litert', 'tflite-runtime', 'rclpy')}
         self._jump = ''
 
     def _start_over(self) -> None:
@@ -62,7 +80,9 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
         self._commanded_ns = 0
 
     def configure(self) -> None:
+        p = self.parameters
         self._start_over()
+        self._recorder = Recorder(Path(p.record_to).expanduser(), round(p.record_max_mb * 1e6)) if p.record_to else None
 
     def activate(self) -> None:
         self._stages, self._healths = StageTimes(self), Polled(self, DiagnosticArray, '/diagnostics')
@@ -77,13 +97,18 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
                 polled.close()
         self._timer = self._stages = self._healths = None
 
+    def cleanup(self) -> None:
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
+
     def _poll(self) -> None:
         if self._stages is None or self._healths is None:
             return
         self._check_clock()
         frames = []
-        for source, stamp_ns, time_ns, info in self._stages.records():
-            latency = self._joiner.add(source, stamp_ns, time_ns)
+        for source, frame_ns, time_ns, info in self._stages.records():
+            latency = self._joiner.add(source, frame_ns, time_ns)
             if latency is not None:
                 frames.append(latency)
             if source == ACTUATOR_COMMANDED:
@@ -92,11 +117,14 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
                 delivery_ms = (info['received_timestamp'] - info['source_timestamp']) / 1e6
                 self._delivery_ms[source] = min(self._delivery_ms[source], delivery_ms)
         self._joiner.settle()
+        if time.monotonic() - self._board_s > BOARD_STALE_S:
+            self._board = ThermalReading()
         self._statistics.add(frames)
         for array, _ in self._healths.take():
             for status in array.status:
-                self._on_health(status)
+                self._on_health(status, stamp_ns(array.header))
         self._publish(frames)
+        self._record(frames)
 
     def _check_clock(self) -> None:
         simulated = self.get_parameter('use_sim_time').value
@@ -106,11 +134,45 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
             self._jump = f'the clock jumped by {jump_s:+.3f} s'
             self.get_logger().warning(f'{self._jump}: {"starting over" if simulated else "frames on their way are left out"}')
             self._start_over() if simulated else self._joiner.forget()
+            self._event(self.now_ns(), self._jump)
 
-    def _on_health(self, status: DiagnosticStatus) -> None:
+    def _on_health(self, status: DiagnosticStatus, time_ns: int) -> None:
         namespace, _, node = status.name.rpartition('/')
-        if namespace == self.get_namespace().strip('/'):
-            self._missed.update({f'{node} {DROPS[entry.key]}': int(entry.value) for entry in status.values if entry.key in DROPS})
+        if namespace != self.get_namespace().strip('/'):
+            return
+        values = {entry.key: entry.value for entry in status.values}
+        self._missed.update({f'{node} {name}': int(values[key]) for key, name in DROPS.items() if key in values})
+        if 'Throttled' in values:  # a thermal monitor
+            self._board, self._board_s = reading_of(values), time.monotonic()
+            for flag, on in self._transitions.update(self._board):
+                self._event(time_ns, flag, on=on)
+            if self._recorder is not None:
+                self._recorder.write('board', time_ns, self._tags())
+
+    def _tags(self) -> dict[str, Any]:
+        """The board's state, which every sample goes with."""
+        return {**{name: getattr(self._board, name) for name in BOARD}, 'simulated': self._board.simulated}
+
+    def _event(self, time_ns: int, event: str, on: bool | None = None) -> None:
+        if self._recorder is not None:
+            self._recorder.write('events', time_ns, {'event': event, 'on': on, **self._tags()})
+
+    def _record(self, frames: Sequence[FrameLatency]) -> None:
+        configured = [json.loads(message.data) for message, _ in self._configurations.take()]
+        self._ran.update({entry['node']: entry for entry in configured})
+        recorder = self._recorder
+        if recorder is None:
+            return
+        if configured:
+            recorder.describe(self.now_ns(), {'configuration': self._ran, 'host': self._host})
+        tags = self._tags()
+        for frame in frames:
+            known = {name: None if math.isnan(value) else value for name, value in zip(METRICS, frame[1:], strict=True)}
+            recorder.write('frames', frame.stamp_ns + round(frame.total * 1e6), {'stamp_ns': frame.stamp_ns, **known, **tags})
+        if time.monotonic() - self._flushed_s >= FLUSH_S:
+            self._flushed_s = time.monotonic()
+            recorder.write('drops', self.now_ns(), {'ended': self._joiner.ended, 'missed': self._missed, 'faults': self._joiner.faults})
+            recorder.flush()
 
     def _publish(self, frames: Sequence[FrameLatency]) -> None:
         """Each frame's figures, to whoever listens."""
@@ -137,7 +199,12 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
                     health.values[f'{key} {q} since start (ms)'] = _known(since_start[name][number])
         health.values.update({f'Frames that got to {stage}{" and no further" * (stage != STAGES[-1])}': joiner.ended[stage] for stage in STAGES})
         health.values.update({f'Frames {who}': count for who, count in sorted(self._missed.items())})
-        health.values['Late records'] = joiner.late
+        health.values.update({'Late records': joiner.late, 'Temperature (C)': _known(self._board.temperature_c),
+                              'Clock (MHz)': _known(self._board.clock_mhz)})
+        if self._recorder is not None:
+            health.values.update({'Recording': str(self._recorder.path), 'Records lost': self._recorder.lost})
+            if self._recorder.error:
+                health.report(ERROR, f'{self._recorder.error}; {self._recorder.lost} records lost so far')
 
     def _diagnose_clocks(self, health: Health) -> None:
         faults = sum(self._joiner.faults.values())
@@ -155,8 +222,16 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
         self._delivery_ms.clear()
 
 
-def _known(value: float) -> float | str:
-    return 'unknown' if math.isnan(value) else value
+def _known(value: float | None) -> float | str:
+    return 'unknown' if value is None or math.isnan(value) else value
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    found = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

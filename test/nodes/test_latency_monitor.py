@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bench import wait_for
+from bench import image_bytes, wait_for
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import TimeReference
+from sensor_msgs.msg import Image, Temperature, TimeReference
 from std_msgs.msg import Float64
 
 from edge_resnet.conversions import Header, Stamp, write_stage
 from edge_resnet.hardware.cameras import Frame
+from edge_resnet.hardware.thermal import FakeBoard
 from edge_resnet.nodes import actuator_node, camera_node, preprocess_node
 from edge_resnet.nodes.actuator_node import ActuatorNode
 from edge_resnet.nodes.base import RECORD_QOS
@@ -20,8 +21,10 @@ from edge_resnet.nodes.camera_node import CameraNode
 from edge_resnet.nodes.inference_node import InferenceNode
 from edge_resnet.nodes.latency_monitor_node import LatencyMonitorNode
 from edge_resnet.nodes.preprocess_node import PreprocessNode
+from edge_resnet.nodes.thermal_monitor_node import ThermalMonitorNode
 from edge_resnet.pipeline import latency
 from edge_resnet.pipeline.latency import PARTS, SLICES, STAGES
+from edge_resnet.pipeline.recording import read_run
 
 DELAY_S = 0.05
 
@@ -212,3 +215,69 @@ def test_a_clock_of_a_recording_that_starts_again_starts_the_figures_again(bench
     play(80)
     wait_for(lambda: newest().get('Total p50 since start (ms)') == '80', 'the second play alone')
     assert (newest()['Clock jumps'], newest()['Clock faults'], newest()['Late records']) == ('1', '0', '0')
+
+
+# Heat and recordings
+
+def test_a_run_is_recorded_with_the_board_its_transitions_and_what_ran(bench, paper_bundle, tmp_path):
+    board, newest = FakeBoard(tmp_path, 60.0), bench.diagnostics('latency_monitor')
+    node = bench.start(LatencyMonitorNode, record_to=str(tmp_path / 'runs'))
+    bench.start(ThermalMonitorNode, sysfs_root=str(tmp_path), period_s=0.1)
+    bench.start(lambda **options: InferenceNode(lambda bundle, *_: Doubles(), **options), model=str(paper_bundle))
+    records, now_ns = bench.publisher(TimeReference, 'stage_times', RECORD_QOS), time.time_ns()
+    wait_for(lambda: newest().get('Temperature (C)') == '60', 'the temperature')
+    tell(records, now_ns)
+    wait_for(lambda: node._joiner.recent, 'the frame')
+    board.set(80.5, 1000.0, 0b0100)
+    before_ns = time.time_ns()
+    wait_for(lambda: newest().get('Temperature (C)') == '80.5', 'the heat')
+    tell(records, now_ns + 10 ** 9)
+    wait_for(lambda: node.counts['results'] == 2, 'the second frame')
+    time.sleep(1.0)
+    cut_off = read_run(tmp_path / 'runs')
+    assert cut_off.cut_off, 'it is still being written'
+    assert cut_off.frames['total'].tolist() == [22.0, 22.0], 'and already there'
+    node.trigger_deactivate()
+    node.trigger_cleanup()
+    run = read_run(tmp_path / 'runs')
+    assert not run.cut_off
+    assert [run.frames[name].tolist() for name in ('temperature_c', 'clock_mhz', 'throttle_bits')] == [[60.0, 80.5], [1500.0, 1000.0], [0, 4]]
+    (event,) = run.events
+    assert (event['event'], event['on'], event['temperature_c'], event['simulated']) == ('throttled', True, 80.5, False)
+    assert before_ns < event['time_ns'] < before_ns + 2e9
+    assert run.about['configuration']['inference']['parameters']['model'] == str(paper_bundle)
+    assert len(run.about['configuration']['inference']['sha256']) == 64
+    assert run.about['configuration']['thermal_monitor']['parameters']['sysfs_root'] == str(tmp_path)
+    assert 'numpy' in run.about['host']
+
+
+def test_a_recording_that_fails_is_reported_and_the_figures_go_on(bench, tmp_path):
+    newest = bench.diagnostics('latency_monitor')
+    (tmp_path / 'runs').write_text('no folder')
+    bench.start(LatencyMonitorNode, record_to=str(tmp_path / 'runs'))
+    records = bench.publisher(TimeReference, 'stage_times', RECORD_QOS)
+    tell(records, time.time_ns())
+    wait_for(lambda: newest().get('Total p50 (ms)') == '22' and newest()[''].startswith('2 '), 'the figures and an ERROR')
+    assert f"can't record into {tmp_path / 'runs'}: " in newest()['']
+    assert int(newest()['Records lost']) > 0
+
+
+def test_the_governor_holds_inference_back_when_it_is_hot(bench, paper_bundle):
+    newest = bench.diagnostics('inference')
+    doubles = Doubles()
+    doubles.delay_s['inference'] = 0.02
+    node = bench.start(lambda **options: InferenceNode(lambda bundle, *_: setattr(doubles, 'bundle', bundle) or doubles, **options),
+                       model=str(paper_bundle), governor=True)
+    temperatures = bench.publisher(Temperature, 'cpu_temperature', RECORD_QOS)
+    images = bench.publisher(Image, 'image_preprocessed')
+    node._governor.share = 0.2
+
+    def feed():
+        temperatures.publish(Temperature(temperature=95.0))
+        images.publish(image_bytes(time.time_ns()))
+        time.sleep(0.03)
+        return node.counts['published'] >= 3 and 'Held back by the governor' in newest() and int(newest()['Held back by the governor']) >= 3
+
+    wait_for(feed, 'inferences and rests')
+    assert node._governor.share < 0.2
+    assert 'the governor holds inference back to' in newest()['']

@@ -1,10 +1,11 @@
 """The thermal monitor on a pretended board."""
 
 from bench import wait_for
+from diagnostic_msgs.msg import DiagnosticArray
 from sensor_msgs.msg import Temperature
 
-from edge_resnet.hardware.thermal import FakeBoard
-from edge_resnet.nodes.thermal_monitor_node import ThermalMonitorNode
+from edge_resnet.hardware.thermal import FakeBoard, ThermalReading
+from edge_resnet.nodes.thermal_monitor_node import ThermalMonitorNode, reading_of
 
 
 def test_temperature_and_throttling_are_published_and_each_change_logged_once(bench, tmp_path):
@@ -29,3 +30,17 @@ def test_what_cannot_be_read_is_unknown_and_a_warning(bench, tmp_path):
     wait_for(lambda: newest().get('') == '1 temperature unknown', 'a WARN diagnostic')
     assert {newest()[key] for key in ('Temperature (C)', 'Clock (MHz)', 'Throttled', 'Under voltage', 'Memory available (MB)')} == {'unknown'}
     assert not temperatures
+
+
+def test_a_simulated_board_says_so_wherever_its_numbers_appear(bench):
+    temperatures, newest, arrays = bench.listen(Temperature, 'cpu_temperature'), bench.diagnostics('thermal_monitor'), bench.listen(
+        DiagnosticArray, '/diagnostics')
+    bench.start(ThermalMonitorNode, board='simulated', load=1.0, ambient_c=60.0, period_s=0.1)
+    wait_for(lambda: newest().get('Simulated') == '1', 'its diagnostics')
+    assert temperatures[0].header.frame_id == 'cpu_simulated'
+    assert newest()[''].startswith('2 simulated: 87.')
+    assert arrays[-1].status[0].hardware_id == 'simulated Raspberry Pi 4'
+    wait_for(lambda: newest()['Last throttle transition'].startswith('throttled began at 87.'), 'the transition')
+    reading = reading_of(newest())
+    assert (reading.clock_mhz, reading.simulated, reading.flag('throttled'), reading.flag('under_voltage')) == (600.0, True, True, False)
+    assert reading_of({}) == ThermalReading()

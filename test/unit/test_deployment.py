@@ -108,7 +108,7 @@ def test_no_argument_is_dead(model, tmp_path):
     """Another value of any argument changes what is started."""
     (tmp_path / 'mine.yaml').write_text('')
     other = {'namespace': 'robot', 'params_file': str(tmp_path / 'mine.yaml'), 'model': model, 'source': 'synthetic', 'image_topic': '/front/image',
-             'dashboard_host': '0.0.0.0', 'dashboard_port': '8090'}
+             'dashboard_host': '0.0.0.0', 'dashboard_port': '8090', 'record_to': '/runs'}
     needs = {'dashboard_host': {'dashboard': 'true'}, 'dashboard_port': {'dashboard': 'true'}}
     for argument in ARGUMENTS:
         values = [choice for choice in argument.choices if choice.lower() != argument.default] or [other[argument.name]]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_resnet.hardware import thermal
-from edge_resnet.hardware.thermal import THROTTLE_BITS, FakeBoard, ThermalReader, ThermalReading, TransitionLog
+from edge_resnet.hardware.thermal import THROTTLE_BITS, FakeBoard, HostLoad, SimulatedPi4, ThermalReader, ThermalReading, TransitionLog
 
 TEMP = 'sys/class/thermal/thermal_zone0/temp'
 CLOCK = 'sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq'
@@ -159,3 +159,75 @@ def test_unknown_is_no_change():
 def test_this_machine_can_be_read():
     reading = ThermalReader(Path('/')).read()
     assert reading.memory_total_mb is None or reading.memory_total_mb > 100
+
+
+# The simulated board
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def run_board(minutes: float, load: float = 1.0, **cooling) -> list[tuple[float, ThermalReading]]:
+    """(s, reading) once a second."""
+    clock = Clock()
+    board, readings = SimulatedPi4(load=lambda: load, clock=clock, **cooling), []
+    for second in range(round(minutes * 60)):
+        clock.now_s = float(second)
+        readings.append((clock.now_s, board.read()))
+    return readings
+
+
+def first_throttled(readings) -> float | None:
+    return next((second for second, reading in readings if reading.flag('throttled')), None)
+
+
+def test_a_bare_board_under_load_throttles_after_some_minutes_and_hovers_there():
+    readings = run_board(20)
+    assert readings[0][1].temperature_c == pytest.approx(52, abs=3), 'as measured when idle'
+    assert 120 < first_throttled(readings) < 240, 'as measured'
+    assert all(reading.temperature_c < 81 for _, reading in readings)
+    assert {reading.clock_mhz for _, reading in readings} == {1500.0, 1000.0}
+    for _, reading in readings:
+        assert reading.simulated
+        assert reading.flag('throttled') == reading.flag('frequency_capped') == (reading.clock_mhz < 1500)
+        assert reading.flag('under_voltage') is False
+
+
+@pytest.mark.parametrize('cooling', [{'heatsink': True}, {'fan': True}, {'heatsink': True, 'fan': True}])
+def test_cooling_keeps_it_from_throttling(cooling):
+    readings = run_board(60, **cooling)
+    assert first_throttled(readings) is None
+    assert readings[-1][1].temperature_c < run_board(60, load=0.7)[-1][1].temperature_c
+
+
+def test_in_an_oven_it_throttles_hard():
+    readings = run_board(30, ambient_c=60.0)
+    assert readings[-1][1].clock_mhz == 600.0
+    assert readings[-1][1].temperature_c > 85
+
+
+def test_an_idle_board_stays_as_it_is():
+    readings = run_board(30, load=0.0)
+    assert readings[-1][1].temperature_c == pytest.approx(readings[0][1].temperature_c)
+
+
+def test_how_often_it_is_asked_makes_no_difference():
+    clock, other = Clock(), Clock()
+    often, seldom = SimulatedPi4(clock=clock), SimulatedPi4(clock=other)
+    for step in range(1, 1001):
+        clock.now_s = step / 10
+        often.read()
+    other.now_s = 100.0
+    assert seldom.read().temperature_c == pytest.approx(often.read().temperature_c, abs=1e-6)
+
+
+def test_the_load_of_this_machine_is_a_share(tmp_path):
+    (tmp_path / 'proc').mkdir()
+    stat, load = tmp_path / 'proc/stat', HostLoad(tmp_path)
+    for line, share in (('cpu  100 0 100 700 100 0 0 0 0 0\n', 0.2), ('cpu  150 0 150 800 100 0 0 0 0 0\n', 0.5), ('garbage', 0.0)):
+        stat.write_text(line)
+        assert load() == pytest.approx(share)
+    assert 0 <= HostLoad()() <= 1
