@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from edge_resnet.pipeline.latency import percentile
+from edge_resnet.pipeline.latency import SLICES, percentile
+from edge_resnet.pipeline.recording import Run
 from edge_resnet.tools import report
 
 MATRIX_CLASSES = 30  # as many stay readable
+POINTS = 300  # along a time axis
 
 
 def confusion(result: dict[str, Any], chart: Any) -> None:
@@ -87,3 +90,70 @@ def pareto(result: dict[str, Any], chart: Any) -> None:
     axes.set(xscale='log', ylabel='top-1', xlabel='size, MB' if figure == 'size_mb' else f'{result["percentile"]} latency, ms', title='Size as area')
     axes.margins(0.25)
     axes.legend()
+
+
+def over_time(run: Run, axes: Any, events: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
+    """Time axis of ``run``, s since its first frame, with its events marked; that time of each frame."""
+    start_ns = run.frames['stamp_ns'][0] if len(run.frames['stamp_ns']) else 0
+    moments: dict[float, list[str]] = {}
+    for event in events:
+        moments.setdefault(event['t_s'], []).append(
+            f'{event["event"].replace("_", " ")}{"" if event["on"] is None else " on" if event["on"] else " off"}')
+    colors = {text: f'C{3 + number % 7}' for number, text in enumerate(dict.fromkeys(', '.join(names) for names in moments.values()))}
+    told = set()
+    for t_s, names in moments.items():
+        text = ', '.join(names)
+        axes.axvline(t_s, color=colors[text], linestyle=':', label=None if text in told else text)
+        told.add(text)
+    axes.set_xlabel(f'time since the start, s{" (temperature, clock and throttling are simulated)" * run.simulated}')
+    return (run.frames['stamp_ns'] - start_ns) / 1e9
+
+
+def slices(run: Run, result: Mapping[str, Any], chart: Any) -> None:
+    """The three slices stacked over time, medians of POINTS bins, and the slowest frame of each."""
+    axes = chart.add_subplot()
+    times = over_time(run, axes, result['events'])
+    edges = np.linspace(0, max(times[-1], 1e-3), min(POINTS, len(times)) + 1)
+    parts = [times_of for times_of in np.split(np.arange(len(times)), np.searchsorted(times, edges[1:-1])) if len(times_of)]
+    middles = [times[part].mean() for part in parts]
+    medians = [[percentile(run.frames[name][part], 50) for part in parts] for name in SLICES[:3]]
+    axes.stackplot(middles, medians, labels=[name.replace('_', ' ') for name in SLICES[:3]], alpha=0.8)
+    axes.plot(middles, [run.frames['total'][part].max() for part in parts], 'k.', markersize=2, label='slowest frame')
+    if result['budget']:
+        axes.axhline(result['budget']['ms'], color='black', linestyle='--', label=f'budget {result["budget"]["ms"]:g} ms')
+    axes.set(ylabel='latency, ms', ylim=(0, None), xlim=(0, times[-1] or 1))
+    axes.legend(loc='upper left', fontsize=8)
+
+
+def spread(runs: Sequence[Run], chart: Any) -> None:
+    """How much of the frames took how long, of each slice, with the tail drawn out: 50, 90, 99, 99.9 %."""
+    for column, name in zip(chart.subplots(1, len(SLICES), sharey=True), SLICES, strict=True):
+        for number, run in enumerate(runs):
+            values = np.sort(run.frames[name])
+            column.plot(values, 1 / (1 - np.arange(len(values)) / len(values)), color=f'C{number}', label=run.paths[0].name)
+        column.set(yscale='log', xlabel='ms', title=name.replace('_', ' '))
+        column.grid(alpha=0.3)
+        column.title.set_fontsize(9)
+    ticks = {50: 2, 90: 10, 99: 100, 99.9: 1000}
+    chart.axes[0].set_yticks(list(ticks.values()), [f'{percent:g} %' for percent in ticks])
+    chart.axes[0].set_ylabel('share of frames below')
+    if len(runs) > 1:
+        chart.axes[-1].legend(fontsize=7)
+
+
+def heat(run: Run, result: Mapping[str, Any], chart: Any) -> None:
+    """Temperature and clock above, total latency below, with the throttle moments on the same time axis."""
+    upper, lower = chart.subplots(2, 1, sharex=True)
+    clock = upper.twinx()
+    start_ns = run.frames['stamp_ns'][0]
+    times = [(entry['time_ns'] - start_ns) / 1e9 for entry in run.board]
+    upper.plot(times, [entry['temperature_c'] for entry in run.board], color='tab:red')
+    clock.plot(times, [entry['clock_mhz'] for entry in run.board], color='tab:blue', alpha=0.6)
+    upper.axhline(80, color='tab:red', linewidth=0.6, linestyle='--')
+    upper.set_ylabel('temperature, C', color='tab:red')
+    clock.set_ylabel('clock, MHz', color='tab:blue')
+    stamps = over_time(run, lower, result['events'])
+    lower.plot(stamps, run.frames['total'], '.', markersize=1.5, color='black')
+    lower.set(ylabel='total, ms', ylim=(0, None))
+    if result['events']:
+        lower.legend(loc='lower left', fontsize=8)

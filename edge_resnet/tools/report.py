@@ -124,14 +124,14 @@ def check_out(out: Path, files: Sequence[str], force: bool) -> None:
 
 
 def write(out: Path, contents: Mapping[str, Any]) -> None:
-    """Write the folder ``out`` with a file for each of ``contents``, texts and figures, whole or not at all."""
+    """Write the folder ``out`` with a file for each of ``contents``, texts, bytes and figures, whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as temp:
         folder = Path(temp) / 'out'  # has ordinary permissions, unlike the temporary folder itself
         folder.mkdir()
         for name, content in contents.items():
-            if isinstance(content, str):
-                (folder / name).write_text(content, encoding='utf-8')
+            if isinstance(content, str | bytes):
+                (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
             else:
                 content.savefig(folder / name, dpi=110)
         if out.exists():

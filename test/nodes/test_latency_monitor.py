@@ -81,7 +81,7 @@ def pipeline(bench, paper_bundle, monkeypatch):
     doubles = Doubles()
     monkeypatch.setattr(camera_node, 'open_camera', lambda config: doubles)
     monkeypatch.setattr(preprocess_node, 'resize', doubles.resize)
-    monkeypatch.setattr(actuator_node, 'open_actuator', lambda *_, **__: doubles)
+    monkeypatch.setattr(actuator_node, 'GuardedActuator', lambda *_, **__: doubles)
 
     def classifier(bundle, *_):
         doubles.bundle = bundle
