@@ -103,8 +103,10 @@ class _Cdr:
         return Header(Stamp(self.number('i'), self.number('I')), self.text())
 
 
-def read_image(data: bytes) -> ImageView:
-    """The sensor_msgs/Image in the CDR bytes of a raw subscription; ImageError when they don't hold one."""
+def read_image(data: bytes | ImageView) -> ImageView:
+    """The sensor_msgs/Image in the CDR bytes of a raw subscription; ImageError when they don't hold one. A view was handed over as it is."""
+    if isinstance(data, ImageView):
+        return data
     try:
         cdr = _Cdr(data)
         return ImageView(cdr.header(), cdr.number('I'), cdr.number('I'), cdr.text(), cdr.number('B'), cdr.number('I'), cdr.octets())
@@ -112,13 +114,23 @@ def read_image(data: bytes) -> ImageView:
         raise ImageError(f'message is cut off: {len(data)} bytes') from error
 
 
-def write_image(header: Any, image: np.ndarray, encoding: str) -> bytes:
-    """CDR bytes of a sensor_msgs/Image for ``image``, (H, W, C) or (H, W) uint8, to hand to ``Publisher.publish``."""
+def view_of(header: Any, image: np.ndarray, encoding: str) -> ImageView:
+    """A sensor_msgs/Image of ``image``, (H, W, C) or (H, W) uint8, without a copy if it is contiguous."""
     height, width = image.shape[:2]
-    head = b'\0\1\0\0' + struct.pack('<iI', header.stamp.sec, header.stamp.nanosec)
-    head = _aligned(head + _text(header.frame_id)) + struct.pack('<II', height, width)
-    head = _aligned(head + _text(encoding) + b'\0') + struct.pack('<II', image.size // height, image.size)
-    return b''.join((head, np.ascontiguousarray(image).data))
+    return ImageView(header, height, width, encoding, 0, image.size // height, np.ascontiguousarray(image).reshape(-1).data)
+
+
+def write_view(image: ImageView) -> bytes:
+    """CDR bytes of a sensor_msgs/Image, to hand to ``Publisher.publish``."""
+    head = b'\0\1\0\0' + struct.pack('<iI', image.header.stamp.sec, image.header.stamp.nanosec)
+    head = _aligned(head + _text(image.header.frame_id)) + struct.pack('<II', image.height, image.width)
+    head = _aligned(head + _text(image.encoding) + bytes([image.is_bigendian])) + struct.pack('<II', image.step, len(image.data))
+    return b''.join((head, image.data))
+
+
+def write_image(header: Any, image: np.ndarray, encoding: str) -> bytes:
+    """CDR bytes of a sensor_msgs/Image for ``image`` as ``view_of`` takes it."""
+    return write_view(view_of(header, image, encoding))
 
 
 def write_stage(source: str, header: Any, time_ns: int) -> bytes:

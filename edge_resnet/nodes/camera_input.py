@@ -9,7 +9,7 @@ import numpy as np
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
-from edge_resnet.conversions import MAX_IMAGE_BYTES, compressed_array, image_array, read_image
+from edge_resnet.conversions import MAX_IMAGE_BYTES, ImageView, compressed_array, image_array, read_image
 from edge_resnet.exceptions import ImageError
 from edge_resnet.nodes.base import FrameInput, ManagedNode, compressed_topic
 
@@ -17,10 +17,11 @@ TRANSPORTS = ('raw', 'compressed')
 Decode = Callable[[], tuple[np.ndarray, str]]  # gives (H, W, 3) uint8 and 'rgb' or 'bgr'; ImageError
 
 
-def camera_input(node: ManagedNode, transport: str, callback: Callable[[Any, Decode], None]) -> FrameInput:
-    """The camera's images, raw or compressed as ``transport`` says; ``callback`` gets the header, and what decodes the rest."""
+def camera_input(node: ManagedNode, transport: str, callback: Callable[[Any, Decode], None], **options: Any) -> FrameInput:
+    """The camera's images, raw or compressed as ``transport`` says; ``callback`` gets the header, and what decodes the rest. ``options`` are
+    those of FrameInput."""
 
-    def on_image(data: bytes) -> None:
+    def on_image(data: bytes | ImageView) -> None:
         image = read_image(data)
         callback(image.header, lambda: image_array(image))
 
@@ -31,5 +32,5 @@ def camera_input(node: ManagedNode, transport: str, callback: Callable[[Any, Dec
         callback(message.header, lambda: compressed_array(message.data))
 
     if transport == 'compressed':
-        return FrameInput(node, CompressedImage, compressed_topic(node), on_compressed)
-    return FrameInput(node, Image, 'image_raw', on_image)
+        return FrameInput(node, CompressedImage, compressed_topic(node), on_compressed, request_base='image_raw', **options)
+    return FrameInput(node, Image, 'image_raw', on_image, **options)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Classification
 
-from edge_resnet.conversions import Stamp, classification_message, write_image
+from edge_resnet.conversions import Stamp, classification_message, view_of
 from edge_resnet.exceptions import ParameterError
 from edge_resnet.hardware.cameras import CameraConfig, check_camera_config, open_camera
 from edge_resnet.hardware.grabber import FrameGrabber, StampedFrame
@@ -23,6 +25,7 @@ from edge_resnet.nodes.base import ERROR, OK, WARN, Health, ManagedNode, compres
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
 from edge_resnet.pipeline.bundle import find_shared
+from edge_resnet.pipeline.demand import FrameDemand
 from edge_resnet.pipeline.latency import CAPTURED
 from edge_resnet.pipeline.postprocessing import Score
 
@@ -55,11 +58,15 @@ class CameraNode(ManagedNode[CameraParameters]):
     def __init__(self, **options: Any) -> None:
         super().__init__('camera', **options)
         self._grabber: FrameGrabber | None = None
-        self._image = frame_publisher(self, Image, 'image_raw')
+        self._demand = FrameDemand()
+        self._image = self.frame_output(Image, 'image_raw', self._on_request)
         self._compressed = frame_publisher(self, CompressedImage, compressed_topic(self))
         self._info = frame_publisher(self, CameraInfo, 'camera_info')
         self._truth = frame_publisher(self, Classification, 'ground_truth')
-        self._wake = self.create_guard_condition(self.guarded(self._publish))
+        self._wake = self.create_guard_condition(self.guarded(self._look))
+        self._later = self.create_timer(1.0, self.guarded(self._look), clock=self._steady)
+        self._later.cancel()
+        self._arrived_s = 0.0
         self._camera_info = CameraInfo()
         self._last: tuple[Any, int] = (None, 0)
 
@@ -69,7 +76,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         config = CameraConfig(source, p.image_width, p.image_height, p.framerate, p.pixel_format, p.loop, p.image_hold_s)
         check_camera_config(config)
         self._camera_info = load_camera_info(p.camera_info_url, p.camera_name, p.image_width, p.image_height)
-        self._grabber = FrameGrabber(lambda: open_camera(config), p.framerate, self.now_ns, self._wake.trigger)
+        self._grabber = FrameGrabber(lambda: open_camera(config), p.framerate, self.now_ns, self._on_frame)
 
     def activate(self) -> None:
         assert self._grabber is not None
@@ -82,16 +89,39 @@ class CameraNode(ManagedNode[CameraParameters]):
     def cleanup(self) -> None:
         self._grabber = None
 
+    def _on_frame(self) -> None:
+        """From the capture thread: a frame is in the mailbox."""
+        self._arrived_s = time.monotonic()
+        self._demand.seen(self._arrived_s)
+        self._demand.every = self._image.every_frame(self._compressed.get_subscription_count())
+        if self._demand.wait_s(self._arrived_s) == 0:
+            self._wake.trigger()
+
+    def _on_request(self, in_s: float) -> None:
+        self._demand.ask(in_s)
+        self._look()
+
+    def _look(self) -> None:
+        """Publish the frame in the mailbox if it is the right one, else look again when it may be."""
+        self._later.cancel()
+        wait_s = self._demand.wait_s(self._arrived_s)
+        if wait_s == 0:
+            self._publish()
+        elif math.isfinite(wait_s):
+            self._later.timer_period_ns = max(1, round(wait_s * 1e9))
+            self._later.reset()
+
     def _publish(self) -> None:
         taken = self._grabber.take() if self._grabber is not None and self.active else None
         if taken is None:
             return
+        self._demand.used()
         image = flipped(taken.frame.image, self.parameters.flip)
         header = Header(frame_id=self.parameters.frame_id)
         stamp = Stamp.from_ns(taken.stamp_ns)
         header.stamp.sec, header.stamp.nanosec = stamp.sec, stamp.nanosec
-        data, captured_ns = write_image(header, image, 'bgr8'), self.now_ns()
-        self._image.publish(data)
+        captured_ns = self.now_ns()
+        self._image.publish(view_of(header, image, 'bgr8'))
         self.stage(CAPTURED, header, captured_ns)
         self.counts['published'] += 1
         self._camera_info.header = header
@@ -123,8 +153,9 @@ class CameraNode(ManagedNode[CameraParameters]):
             health.report(OK, 'the source came to its end')
         elif self.counts['frozen'] >= FROZEN_FRAMES * 1000:
             health.report(WARN, f'the picture has not changed for {self.counts["frozen"] / 1000:.1f} s')
+        self.counts['captured'] = grabber.captured
         health.values.update({
-            'Frame rate (Hz)': self.rate('published'), 'Requested rate (Hz)': self.parameters.framerate, 'Captured': grabber.captured,
+            'Frame rate (Hz)': self.rate('captured'), 'Requested rate (Hz)': self.parameters.framerate, 'Captured': grabber.captured,
             'Published': self.counts['published'], 'Overwritten before publishing': grabber.overwritten,
             'Source failures': grabber.failures, 'Source hangs': grabber.hangs})
 

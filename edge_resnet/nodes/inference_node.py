@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from sensor_msgs.msg import Image, Temperature
@@ -13,7 +15,7 @@ from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo, VisionClass
 
 from edge_resnet.conversions import classification_message, image_array, read_image
-from edge_resnet.nodes.base import LATCHED_QOS, OK, WARN, FrameInput, Health, ManagedNode, Polled, frame_publisher
+from edge_resnet.nodes.base import LATCHED_QOS, OK, WARN, FrameInput, Health, ManagedNode, Polled
 from edge_resnet.nodes.model_parameters import ModelParameters
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
@@ -49,7 +51,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         self._governor: Governor | None = None
         self._temperatures = Polled(self, Temperature, 'cpu_temperature')
         self._enabled = True
-        self._output = frame_publisher(self, Classification, 'classification')
+        self._output = self.frame_output(Classification, 'classification')
+        self._durations: deque[float] = deque(maxlen=9)  # of the latest inferences with all that belongs to them, s
         self._label_info = self.create_publisher(LabelInfo, 'label_info', LATCHED_QOS)
         self.create_service(SetBool, 'inference/enable', self._enable)
 
@@ -70,7 +73,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
     def activate(self) -> None:
         if self._drift is not None:
             self._drift.reset()
-        self._input = FrameInput(self, Image, 'image_preprocessed', self._on_image)
+        self._input = FrameInput(self, Image, 'image_preprocessed', self._on_image, asks=self._enabled)
 
     def deactivate(self) -> None:
         if self._input is not None:
@@ -82,6 +85,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
 
     def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enabled = request.data
+        if self._input is not None:
+            self._input.asks = self._enabled
         response.success, response.message = True, 'enabled' if self._enabled else 'disabled'
         return response
 
@@ -90,8 +95,12 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         if classifier is None or not self._enabled:
             return
         if self._governor is not None and not self._governor.allows():
+            if self._input is not None:
+                self._input.ask(self._governor.rest_s())
             return
-        image = read_image(data)
+        image, began_s = read_image(data), time.perf_counter()
+        if self._input is not None and self._durations:  # now, so that the next frame is ready when this one is done
+            self._input.ask(median(self._durations) / (self._governor.share if self._governor is not None else 1.0))
         started_ns = self.now_ns()
         pixels, order = image_array(image)
         pixels = pixels if order == 'rgb' else pixels[..., ::-1]
@@ -111,6 +120,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         now_s = time.monotonic()
         if self._drift is not None and self._drift.due(now_s):  # after all that somebody waits for
             self._drift.see(pixels, now_s)
+        self._durations.append(time.perf_counter() - began_s)
 
     def diagnose(self, health: Health) -> None:
         if not self._enabled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import numpy as np
 from sensor_msgs.msg import Image
 
-from edge_resnet.conversions import write_image
-from edge_resnet.nodes.base import FrameInput, Health, ManagedNode, frame_publisher
+from edge_resnet.conversions import view_of
+from edge_resnet.nodes.base import SMOOTHING, FrameInput, Health, ManagedNode
 from edge_resnet.nodes.camera_input import TRANSPORTS, Decode, camera_input
 from edge_resnet.nodes.model_parameters import ModelParameters
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
+from edge_resnet.pipeline.demand import FrameDemand
 from edge_resnet.pipeline.latency import FRAME_READY, PREPROCESS_STARTED
 from edge_resnet.pipeline.preprocessing import Preprocessing, resize
 
@@ -33,26 +35,33 @@ class PreprocessNode(ManagedNode[PreprocessParameters]):
         super().__init__('preprocess', **options)
         self._spec = Preprocessing()
         self._input: FrameInput | None = None
-        self._output = frame_publisher(self, Image, 'image_preprocessed')
+        self._output = self.frame_output(Image, 'image_preprocessed', self._on_request)
+        self._takes_s = 0.0  # to process a frame
 
     def configure(self) -> None:
         self._spec = self.parameters.bundle().preprocessing
 
     def activate(self) -> None:
-        self._input = camera_input(self, self.parameters.image_transport, self._process)
+        self._input = camera_input(self, self.parameters.image_transport, self._process, asks=True, demand=FrameDemand(),
+                                   every=self._output.every_frame)
 
     def deactivate(self) -> None:
         if self._input is not None:
             self._input.close()
             self._input = None
 
+    def _on_request(self, in_s: float) -> None:
+        if self._input is not None:
+            self._input.want(in_s, self._takes_s)
+
     def _process(self, header: Any, decode: Decode) -> None:
-        started_ns = self.now_ns()
+        started_ns, started_s = self.now_ns(), time.perf_counter()
         image, order = decode()
         small = resize(image, self._spec)
         small = np.ascontiguousarray(small[..., ::-1]) if order == 'bgr' else small
         ready_ns = self.now_ns()
-        self._output.publish(write_image(header, small, 'rgb8'))
+        self._output.publish(view_of(header, small, 'rgb8'))
+        self._takes_s += SMOOTHING * (time.perf_counter() - started_s - self._takes_s)
         self.stage(PREPROCESS_STARTED, header, started_ns)
         self.stage(FRAME_READY, header, ready_ns)
         self.counts['published'] += 1

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import rclpy
 from lifecycle_msgs.msg import State
@@ -96,7 +97,8 @@ def _close(nodes: list[ManagedNode], executors: list[LeanExecutor], threads: lis
         executor.wake()
     for thread in threads:
         thread.join(2.0)
-    for ending in (*(partial(executor.shutdown, 1.0) for executor in executors), *(node.destroy_node for node in nodes)):
+    endings: list[Callable[[], Any]] = [*(partial(executor.shutdown, 1.0) for executor in executors), *(node.destroy_node for node in nodes)]
+    for ending in endings:
         try:
             ending()
         except Exception as error:

@@ -48,6 +48,10 @@ class Governor:
         self.held_back += now < self._next_s
         return now >= self._next_s
 
+    def rest_s(self) -> float:
+        """How long it takes until a frame may be inferred."""
+        return max(0.0, self._next_s - self._clock())
+
     def worked(self, busy_s: float) -> None:
         """An inference of ``busy_s`` has just ended."""
         self._next_s = self._clock() + busy_s * (1 / self.share - 1)

@@ -1,0 +1,85 @@
+"""How frames get from node to node: published, or handed over inside a process; all of them, or only those that are asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from builtin_interfaces.msg import Duration
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+from edge_resnet.conversions import ImageView, write_view
+
+# The freshest frame only. Reliable, so that frames also get through Fast DDS's defaults, and so that a publisher reaches
+# reliable and best-effort subscribers alike; with a history of one nothing is ever queued behind a slow reader.
+FRAME_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE)
+
+
+def overridable() -> QoSOverridingOptions:
+    return QoSOverridingOptions.with_default_policies()
+
+
+def request_topic(topic: str) -> str:
+    """Where those who use only some of ``topic``'s frames ask for them: a Duration, from now, in which the next one is wanted."""
+    return f'{topic}/request'
+
+
+class Gate(MutuallyExclusiveCallbackGroup):
+    """A subscription in it is left out of the executor's wait set while it is not ``open``; its queue of one keeps the newest message."""
+
+    open = True
+
+    def can_execute(self, entity: Any) -> bool:
+        return self.open and super().can_execute(entity)
+
+
+class LocalTopic:
+    """What there is of a topic inside this process: outputs, and the inputs that frames are handed over to."""
+
+    def __init__(self) -> None:
+        self.outputs: list[FrameOutput] = []
+        self.inputs: list[Any] = []  # with hand_over(frame, number) -> bool
+
+
+_lock = threading.Lock()
+_topics: dict[tuple[int, str], LocalTopic] = defaultdict(LocalTopic)
+
+
+def local_topic(node: Any, topic: str) -> LocalTopic:
+    with _lock:
+        return _topics[id(node.context), topic]
+
+
+class FrameOutput:
+    """Publishes frames: freshest only, reaches reliable and best-effort subscribers. Inputs in this process get the frame itself, and
+    nothing is serialised unless somebody else subscribes. ``on_request`` is told in how many seconds a frame is wanted."""
+
+    def __init__(self, node: Any, kind: type, topic: str, on_request: Callable[[float], None] | None = None) -> None:
+        self._node = node
+        self.publisher = node.create_publisher(kind, topic, FRAME_QOS, qos_overriding_options=overridable())
+        self.topic = self.publisher.topic_name
+        self._number = 0
+        self._local = local_topic(node, self.topic)
+        self._local.outputs.append(self)
+        if on_request is not None:
+            node.create_subscription(Duration, request_topic(self.topic), node.guarded(
+                lambda message: on_request(message.sec + message.nanosec / 1e9)), FRAME_QOS)
+
+    def publish(self, frame: Any) -> None:
+        """``frame``: a message, or an ImageView, whose array nobody may write to from now on."""
+        self._number += 1
+        handed_over = sum([receiver.hand_over(frame, self._number) for receiver in self._local.inputs])
+        if self.publisher.get_subscription_count() > handed_over:
+            self.publisher.publish(write_view(frame) if isinstance(frame, ImageView) else frame)
+
+    def every_frame(self, others: int = 0) -> bool:
+        """Whether somebody subscribes who doesn't ask for frames and so wants them all; ``others`` subscribe to another form of them."""
+        return self.publisher.get_subscription_count() + others > self._node.count_publishers(request_topic(self.topic))
+
+    def close(self) -> None:
+        if self in self._local.outputs:
+            self._local.outputs.remove(self)
