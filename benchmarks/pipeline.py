@@ -136,19 +136,27 @@ def command(kind: str, case: Case, framerate: float, saturating: float, folder: 
     return commands
 
 
+def family(pid: int) -> list[int]:
+    """``pid`` and the processes that it started, such as the actuator's guard."""
+    children = {int(child) for task in Path(f'/proc/{pid}/task').iterdir() for child in (task / 'children').read_text().split()}
+    return [pid, *(member for child in children for member in family(child))]
+
+
 def processor_s(pid: int) -> float:
-    """Processor time of all threads of ``pid``, those that ended included where the kernel counts nanoseconds only for the living."""
+    """Processor time of all living threads of ``pid`` and of its children."""
     total = 0
-    for task in Path(f'/proc/{pid}/task').iterdir():
-        try:
-            total += int((task / 'schedstat').read_text().split()[0])
-        except OSError:
-            continue
+    for member in family(pid):
+        for task in Path(f'/proc/{member}/task').iterdir():
+            try:
+                total += int((task / 'schedstat').read_text().split()[0])
+            except OSError:
+                continue
     return total / 1e9
 
 
 def rss_mb(pid: int) -> float:
-    return next(int(line.split()[1]) for line in Path(f'/proc/{pid}/status').read_text().splitlines() if line.startswith('VmRSS')) / 1024
+    return sum(int(line.split()[1]) for member in family(pid) for line in Path(f'/proc/{member}/status').read_text().splitlines()
+               if line.startswith('VmRSS')) / 1024
 
 
 def measure(kind: str, case: Case, framerate: float, saturating: float, recorder: Recorder, seconds: float, warm_s: float) -> dict[str, float]:

@@ -266,11 +266,11 @@ class FrameInput:
         self.received = self.superseded = self.lost = self.refused = 0
         self.qos_conflict = self._refusal = ''
         self._reported_refused = 0
-        self._heard_s = self._asked_s = time.monotonic()
+        self._heard_s = self._asked_s = time.monotonic()  # the second: since when it could have got what it asked for
         self._sequence: int | None = None
         self._done_at_ns = 0  # until then it was busy, or had no use for a message
         self._transfer_s = 0.0  # from publishing to callback, when idle
-        self._gate, self._wants, self._waits_s = Gate(), demand is None, -1.0
+        self._gate, self._wants, self._waits_s = Gate(), demand is None, REFRESH_S
         self._slot: tuple[Any, int, int] | None = None  # frame, its number and when it was handed over, ns
         self._held: tuple[Any, float] | None = None  # a message that may be used, and when it arrived
         self._slot_lock = threading.Lock()
@@ -279,13 +279,13 @@ class FrameInput:
         self._subscription = self._subscribe(FRAME_QOS)
         self._requests: Any = None
         self._request_topic = request_topic(node.resolve_topic_name(request_base or topic))
-        self.asks = asks
+        self.asks = self.asking = asks  # the second may be switched off for a while
         self._local_topic = local_topic(node, self._subscription.topic_name)
         self._local = False
         self._local_topic.inputs.append(self)
         self._refresh()
         self._set_wants(self._wants)
-        if demand is None:
+        if demand is None and asks:
             self.ask(0.0)
 
     def _subscribe(self, qos: QoSProfile) -> Any:
@@ -373,13 +373,14 @@ class FrameInput:
         if period_s != self._waits_s:
             self._waits_s = period_s
             self._timer.timer_period_ns = max(1, round(period_s * 1e9))
-        self._timer.reset()
+            self._timer.reset()
 
     def _on_timer(self) -> None:
+        self._waits_s = -1.0
         self._refresh()
         if self._demand is not None:
             self._look()
-        elif self.asks and time.monotonic() - max(self._heard_s, self._asked_s) > REFRESH_S:
+        elif self.asking and time.monotonic() - self._asked_s > REFRESH_S:
             self.ask(0.0)  # the last request was lost, or whom it went to was started anew
 
     # Frames. ----------------------------------------------------------------------------------------------------------
@@ -431,7 +432,7 @@ class FrameInput:
             self._refuse(type(error).__name__, str(error))
         except Exception as error:
             self._refuse('exception', f'{type(error).__name__}: {error}')
-        self._done_at_ns = time.time_ns()
+        self._done_at_ns, self._asked_s = time.time_ns(), time.monotonic()
 
     def _refuse(self, kind: str, text: str) -> None:
         self.refused += 1

@@ -20,7 +20,7 @@ class LeanExecutor(SingleThreadedExecutor):
     """
 
     def __init__(self, node: Any) -> None:
-        super().__init__()
+        super().__init__(context=node.context)
         self.add_node(node)
         self._node = node
         self._wait_set: Any = None

@@ -73,7 +73,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
     def activate(self) -> None:
         if self._drift is not None:
             self._drift.reset()
-        self._input = FrameInput(self, Image, 'image_preprocessed', self._on_image, asks=self._enabled)
+        self._input = FrameInput(self, Image, 'image_preprocessed', self._on_image, asks=True)
+        self._input.asking = self._enabled
 
     def deactivate(self) -> None:
         if self._input is not None:
@@ -86,7 +87,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
     def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enabled = request.data
         if self._input is not None:
-            self._input.asks = self._enabled
+            self._input.asking = self._enabled
         response.success, response.message = True, 'enabled' if self._enabled else 'disabled'
         return response
 

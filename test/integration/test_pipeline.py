@@ -88,6 +88,7 @@ def test_samples_are_labelled_right_and_the_brake_follows(processes, bench, root
 @pytest.mark.parametrize('profile', [True, False], ids=['shipped profile', 'started by hand'])
 def test_frames_get_through(processes, bench, profile):
     newest = bench.diagnostics('preprocess')
+    bench.listen(Image, 'image_preprocessed')  # somebody who wants all frames
     processes.start('preprocess_node', profile=profile)
     wait_until(lambda: bench.probe.count_subscribers('image_raw'), 'preprocess')
     processes.start('camera_node', profile=profile, source='synthetic')

@@ -1,0 +1,139 @@
+"""Only frames that are asked for are published and preprocessed, and inside one process they are handed over as they are."""
+
+import time
+
+import pytest
+import rclpy
+from bench import wait_for
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image
+from std_srvs.srv import SetBool
+from test_frames import FakeClassifier
+from vision_msgs.msg import Classification
+
+from edge_resnet.conversions import stamp_ns
+from edge_resnet.nodes import frames
+from edge_resnet.nodes.base import FRAME_QOS
+from edge_resnet.nodes.camera_node import CameraNode
+from edge_resnet.nodes.inference_node import InferenceNode
+from edge_resnet.nodes.preprocess_node import PreprocessNode
+
+HZ, SERVICE_S = 20.0, 0.25
+
+
+class Chain:
+    """Camera, preprocess and a slow inference, in one context, where frames are handed over, or in one each, where they are published."""
+
+    def __init__(self, bench, bundle, shared):
+        self.bench, self.contexts = bench, []
+        self.shared = shared
+
+        def slow(**options):
+            return InferenceNode(lambda bundle, *_: FakeClassifier(bundle, SERVICE_S), **options)
+
+        self.results = bench.listen(Classification, 'classification', FRAME_QOS)
+        self.inference = self.start(slow, model=str(bundle))
+        self.preprocess = self.start(PreprocessNode, model=str(bundle))
+        self.camera = self.start(CameraNode, source='synthetic', framerate=HZ, image_width=64, image_height=48)
+
+    def start(self, kind, **parameters):
+        options = {}
+        if not self.shared:
+            options['context'] = rclpy.Context()
+            rclpy.init(args=[], context=options['context'])
+            self.contexts.append(options['context'])
+        return self.bench.start(lambda **given: kind(**given, **options), **parameters)
+
+    def counts(self):
+        return self.camera._grabber.captured, self.camera.counts['published'], self.preprocess.counts['published'], len(self.results)
+
+    def during(self, results=8):
+        """What grew by how much while ``results`` more results came: captured, published, preprocessed."""
+        before = self.counts()
+        wait_for(lambda: len(self.results) >= before[3] + results, f'{results} results')
+        return [now - then for now, then in zip(self.counts(), before, strict=True)]
+
+    def close(self):
+        self.bench.close()
+        for context in self.contexts:
+            context.try_shutdown()
+
+
+@pytest.fixture(params=[True, False], ids=['handed over', 'published'])
+def chain(request, bench, paper_bundle):
+    chain = Chain(bench, paper_bundle, request.param)
+    wait_for(lambda: len(chain.results) > 3, 'results')
+    yield chain
+    chain.close()
+
+
+def test_a_slow_model_lets_the_others_rest_and_gets_fresh_frames(chain):
+    captured, published, preprocessed, results = chain.during(8)
+    assert captured > 3 * results
+    assert preprocessed <= results + 2
+    assert published <= results + 2
+    ages = sorted(time.time_ns() - stamp_ns(message.header) for message in chain.results[-8:])
+    assert ages[0] / 1e9 < 4 * SERVICE_S
+    stamps = [stamp_ns(message.header) for message in chain.results]
+    assert stamps == sorted(set(stamps)), 'never backwards'
+    assert chain.preprocess._input.lost == chain.inference._input.lost == 0
+
+
+def test_an_outside_subscriber_gets_every_frame_and_when_it_leaves_the_others_rest_again(chain):
+    for topic in ('image_preprocessed', 'image_raw'):
+        images = []
+        subscription = chain.bench.probe.create_subscription(Image, topic, images.append, qos_profile_sensor_data)
+        wait_for(lambda images=images: len(images) > 2, f'{topic}')
+        before, sent = len(images), chain.camera._grabber.captured
+        wait_for(lambda images=images, before=before: len(images) >= before + 20, f'20 of {topic}')
+        assert chain.camera._grabber.captured - sent < 40, 'about each frame that was captured'
+        chain.bench.probe.destroy_subscription(subscription)
+        wait_for(lambda: chain.during(3)[1] <= 5, 'rest')
+
+
+def test_a_disabled_model_wants_nothing(chain):
+    client = chain.bench.probe.create_client(SetBool, 'inference/enable')
+    assert client.wait_for_service(10.0)
+    for enabled in (False, True):
+        answer = client.call_async(SetBool.Request(data=enabled))
+        wait_for(answer.done, 'the answer')
+        if not enabled:
+            time.sleep(1.0)  # what was asked for before comes still
+            before = chain.counts()
+            time.sleep(1.0)
+            after = chain.counts()
+            assert after[0] > before[0] + 5
+            assert after[1:] == before[1:]
+    chain.during(3)
+
+
+def test_a_lost_request_is_made_up_for(chain):
+    requests = chain.inference._input._requests
+    publish, requests_lost = requests.publish, []
+    requests.publish = requests_lost.append
+    wait_for(lambda: len(requests_lost) > 3, 'requests that get lost')
+    requests.publish = publish
+    chain.during(3)
+
+
+def test_a_preprocess_that_is_started_anew_is_asked_again(chain):
+    chain.preprocess.trigger_deactivate()
+    time.sleep(0.5)
+    chain.preprocess.trigger_activate()
+    chain.during(3)
+
+
+def test_nothing_is_serialised_unless_somebody_else_subscribes(bench, paper_bundle, monkeypatch):
+    written = []
+    write = frames.write_view
+    monkeypatch.setattr(frames, 'write_view', lambda view: written.append(view.encoding) or write(view))
+    chain = Chain(bench, paper_bundle, True)
+    wait_for(lambda: len(chain.results) > 3, 'results')
+    written.clear()
+    chain.during(3)
+    assert not written
+    assert chain.bench.probe.count_publishers('image_raw') == 1, 'the topics are there nevertheless'
+    images = bench.listen(Image, 'image_raw', qos_profile_sensor_data)
+    wait_for(lambda: len(images) > 3, 'images')
+    assert set(written) == {'bgr8'}
+    assert (images[0].width, images[0].height, len(images[0].data)) == (64, 48, 64 * 48 * 3)
