@@ -75,7 +75,8 @@ def unknown_parameters(nodes: Sequence[ManagedNode]) -> list[str]:
     """A line for each parameter that was given to some of ``nodes``, by -p to all of them, and that none of these has."""
     known = {name for node in nodes for name in node.given_parameters - node.unknown_parameters}
     unknown = {name for node in nodes for name in node.unknown_parameters} - known
-    return [f'{", ".join(node.get_name() for node in nodes if name in node.unknown_parameters)}: unknown parameter {name}: ignored' for name in unknown]
+    given_to = {name: ', '.join(node.get_name() for node in nodes if name in node.unknown_parameters) for name in unknown}
+    return [f'{names}: unknown parameter {name}: ignored' for name, names in given_to.items()]
 
 
 def bring_up(node: ManagedNode) -> bool:
