@@ -98,7 +98,8 @@ def test_stamp_and_frame_id_travel_unchanged(bench, paper_bundle):
     bench.start(PreprocessNode, model=str(paper_bundle))
     inference(bench, paper_bundle)
     publisher = bench.publisher(Image, 'image_raw')
-    wait_for(lambda: bench.probe.count_subscribers('image_preprocessed') == 2, 'inference')
+    wait_for(lambda: bench.probe.count_subscribers('image_preprocessed') == 2 and bench.probe.count_publishers('stage_times') == 2, 'inference')
+    time.sleep(0.2)  # both have to match the listener of stage_times, too
     for n in range(1, 6):
         publisher.publish(image_bytes(n * 1_000_000_007, np.full((48, 64, 3), 250, np.uint8)))
         wait_for(lambda n=n: len(results) == n, f'result {n}')
