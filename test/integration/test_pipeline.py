@@ -24,7 +24,7 @@ WINDOWS = 5
 
 
 def hold_time_s():
-    """How long to show an image: eight inferences at the speed that this machine has now, and at least a second."""
+    """How long to show an image: eight inferences at the speed that this machine has now, 1 to 4 s."""
     classifier = Classifier(load_bundle('resnet50_traffic_lights'))
     classifier.warm_up()
     times = []
@@ -32,13 +32,13 @@ def hold_time_s():
         start = time.monotonic()
         classifier.classify(np.zeros((224, 224, 3), np.uint8))
         times.append(time.monotonic() - start)
-    return max(1.0, 8 * float(np.median(times)))
+    return min(max(1.0, 8 * float(np.median(times))), 4.0)
 
 
 def start_pipeline(processes, composed, state_file, hold_s):
     parameters = {
-        'camera_node': {'framerate': 10.0 / hold_s, 'image_hold_s': hold_s, 'loop': 'false'}, 'preprocess_node': {}, 'inference_node': {},
-        'actuator_node': {'state_file': state_file, 'refractory_s': 0.1}, 'thermal_monitor_node': {}}
+        'camera_node': {'framerate': 10.0, 'image_hold_s': hold_s, 'loop': 'false'}, 'preprocess_node': {}, 'inference_node': {},
+        'actuator_node': {'state_file': state_file, 'refractory_s': 0.1, 'max_result_age_s': hold_s}, 'thermal_monitor_node': {}}
     if composed:
         processes.start('pipeline', **{key: value for own in parameters.values() for key, value in own.items()})
         return ['pipeline']
@@ -68,7 +68,7 @@ def test_samples_are_labelled_right_and_the_brake_follows(processes, bench, root
 
     judged = [(truth[stamp_ns(message.header)], message.results[0].class_id) for message in results if stamp_ns(message.header) in truth]
     right = sum(a == b for a, b in judged)
-    assert len(judged) >= 0.25 * len(truth), f'{len(judged)} results for {len(truth)} frames'
+    assert len(judged) >= 2 * len(expected), f'{len(judged)} results for {len(truth)} frames'
     assert right >= 0.95 * len(judged), f'{right} of {len(judged)} right: {Counter(pair for pair in judged if pair[0] != pair[1])}'
 
     # Stamps and frame ids are the camera's, in every message on the way.
