@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from edge_resnet.hardware.actuators import SimulatedActuator
@@ -79,7 +80,7 @@ def floor(args: argparse.Namespace, stop: StopRequest) -> list[tuple[int, ...]]:
     while not stop.is_set():
         image = source.read().image
         stamp_ns = time.time_ns()
-        small = np.ascontiguousarray(resize(image, bundle.preprocessing)[..., ::-1])
+        small = cv2.cvtColor(resize(image, bundle.preprocessing), cv2.COLOR_BGR2RGB)
         started_ns = time.time_ns()
         scores = model.classify(small)
         done_ns = time.time_ns()
@@ -95,7 +96,6 @@ def floor(args: argparse.Namespace, stop: StopRequest) -> list[tuple[int, ...]]:
 
 def tutorial(args: argparse.Namespace, stop: StopRequest) -> list[tuple[int, ...]]:
     """As the tutorials on camera, cv_bridge and image classification have it."""
-    import cv2
     import rclpy
     from ai_edge_litert.interpreter import Interpreter
     from cv_bridge import CvBridge

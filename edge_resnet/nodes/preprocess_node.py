@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import cv2
 from sensor_msgs.msg import Image
 
 from edge_resnet.conversions import view_of
@@ -58,7 +58,7 @@ class PreprocessNode(ManagedNode[PreprocessParameters]):
         started_ns, started_s = self.now_ns(), time.perf_counter()
         image, order = decode()
         small = resize(image, self._spec)
-        small = np.ascontiguousarray(small[..., ::-1]) if order == 'bgr' else small
+        small = cv2.cvtColor(small, cv2.COLOR_BGR2RGB) if order == 'bgr' else small
         ready_ns = self.now_ns()
         self._output.publish(view_of(header, small, 'rgb8'))
         self._takes_s += SMOOTHING * (time.perf_counter() - started_s - self._takes_s)
