@@ -1,6 +1,6 @@
 # make run [ARGS="source:=/dev/video0 ..."], make test, make lint
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint clean bench bench-footprint bench-governor bench-models soak test-aarch64
+.PHONY: help setup run test lint clean bench bench-footprint bench-governor bench-models coverage faults mutation soak test-aarch64
 SHELL := /bin/bash
 
 help:  ## this list
@@ -20,6 +20,10 @@ test-aarch64:  ## the bundles on a Raspberry Pi's processor, emulated, against t
 	@scripts/setup.sh tools test
 	@scripts/test-aarch64.sh
 
+faults:  ## every fault of docs/faults.md as often as it says, and the table; exit code 1 on a miss
+	@scripts/setup.sh tools test
+	@source scripts/env.sh && python -m pytest --faults -q -p no:cacheprovider $$(python test/faults/rows.py) $(PYTEST)
+
 lint:  ## ruff and mypy
 	@scripts/setup.sh tools test
 	@source scripts/env.sh && ruff check . && mypy
@@ -38,6 +42,14 @@ bench-footprint:  ## memory and processor time of the running and the deactivate
 bench-models:  ## accuracy, size and time of the committed models; FLOATS=folder to compare with float ones, CHECK=1 to fail on a miss
 	@scripts/setup.sh tools
 	@source scripts/env.sh && python benchmarks/models.py $(if $(FLOATS),--floats $(FLOATS)) $(if $(CHECK),--check)
+
+coverage:  ## lines and branches that make test reaches, in processes too; fails below 95 % (nodes: 85 %)
+	@scripts/setup.sh tools test quality
+	@source scripts/env.sh && scripts/coverage.sh $(PYTEST)
+
+mutation:  ## changes to the decision gate and to the validation of messages that no test notices
+	@scripts/setup.sh tools test quality
+	@source scripts/env.sh && python scripts/mutation.py
 
 soak:  ## the pipeline for MINUTES=60: growth of memory, files, threads and latency, as a table, CSV and plot in build/soak
 	@scripts/setup.sh tools

@@ -32,6 +32,7 @@ from edge_resnet.nodes.base import RECORD_QOS
 from edge_resnet.pipeline.latency import SLICES, StageJoiner, percentile
 
 FIELDS = ('rss_mb', 'files', 'threads', 'cpu_percent')
+START_S = 60.0  # for the first frame to come through, which is where the time begins
 EDGE_SHARE = 0.1  # growth is the median of the last tenth minus that of the first tenth after settling: single readings jump by a page or two
 
 
@@ -55,11 +56,13 @@ class Latency:
     def __init__(self) -> None:
         self._joiner = StageJoiner()
         self._frames: list[float] = []
+        self.started = False
 
     def on_stage(self, message: TimeReference) -> None:
         ended = self._joiner.add(message.source, stamp_ns(message.header), message.time_ref.sec * 1_000_000_000 + message.time_ref.nanosec)
         if ended is not None:
             self._frames.append(getattr(ended, SLICES[-1]))
+            self.started = True
 
     def take(self) -> dict[str, float]:
         frames, self._frames = self._frames, []
@@ -136,13 +139,16 @@ def main(argv: list[str] | None = None) -> int:
                 child.send_signal(signal.SIGTERM)
             codes = {name: child.wait(20) for name, child in children.items()}
             rclpy.try_shutdown()
-        off = state.read_text() == '0\n'
+        off = state.exists() and state.read_text() == '0\n'
     return report(rows, options, settle_s, [*ended, *(f'{name} ended with exit code {code}' for name, code in codes.items() if code)], off)
 
 
 def watch(executor: SingleThreadedExecutor, children: dict[str, subprocess.Popen], latency: Latency, seconds: float, period_s: float,
           path: Path) -> tuple[list[dict[str, float]], list[str]]:
     """(samples, what ended early); also written to ``path`` as they come."""
+    deadline = time.monotonic() + START_S
+    while not latency.started and time.monotonic() < deadline and all(child.poll() is None for child in children.values()):
+        executor.spin_once(timeout_sec=0.1)
     start = before = time.monotonic()
     names = [*(name.removesuffix('_node') for name in children), 'guard']
     holder = children['actuator_node' if 'actuator_node' in children else 'pipeline'].pid
@@ -165,7 +171,7 @@ def watch(executor: SingleThreadedExecutor, children: dict[str, subprocess.Popen
                     found = sample(guard_of(holder) or 0 if child is None else child.pid)
                 except (OSError, KeyError):
                     row.update({f'{name} {field}': math.nan for field in FIELDS})
-                    if name != 'guard' or rows:
+                    if name in cpu_s:
                         ended.append(f'{name} was gone after {now - start:.0f} s')
                     continue
                 found['cpu_percent'] = 100 * (found['cpu_s'] - cpu_s.get(name, found['cpu_s'])) / (now - before)

@@ -22,7 +22,7 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import TimeReference
 from std_msgs.msg import String
 
-from edge_resnet.conversions import read_stage, write_stage
+from edge_resnet.conversions import MAX_IMAGE_BYTES, read_stage, write_stage
 from edge_resnet.exceptions import EdgeResnetError, ParameterError, ResultError
 from edge_resnet.nodes.frames import FRAME_QOS, FrameOutput, Gate, local_topic, overridable, request_topic
 from edge_resnet.nodes.parameters import NodeParameters
@@ -306,9 +306,12 @@ class FrameInput:
                              f'{self.qos.reliability.name.lower()}, published by {", ".join(ends) or "an unknown node"}')
         if self.qos.reliability == ReliabilityPolicy.RELIABLE and self._subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE:
             self._node.get_logger().warning(f'incompatible QoS on {self.qos_conflict}; taking it best effort')
-            self._node.destroy_subscription(self._subscription)
-            self._subscription = self._subscribe(BEST_EFFORT_QOS)
-            self._sequence = None
+            self._renew(BEST_EFFORT_QOS)
+
+    def _renew(self, qos: QoSProfile) -> None:
+        self._node.destroy_subscription(self._subscription)
+        self._subscription = self._subscribe(qos)
+        self._sequence = None
 
     # Asking. ----------------------------------------------------------------------------------------------------------
 
@@ -405,6 +408,8 @@ class FrameInput:
         info = info if isinstance(info, dict) else {}
         self._node.guarded(self._accept)(message, info.get('publication_sequence_number'), info.get('received_timestamp', 0),
                                          info.get('source_timestamp', 0))
+        if self._raw and len(message) > MAX_IMAGE_BYTES:  # a reader keeps a buffer of the largest message that it ever got
+            self._renew(self.qos)
 
     def _accept(self, message: Any, sequence: int | None, received_ns: int, sent_ns: int) -> None:
         self.received += 1

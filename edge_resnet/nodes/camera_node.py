@@ -30,7 +30,8 @@ from edge_resnet.pipeline.latency import CAPTURED
 from edge_resnet.pipeline.postprocessing import Score
 
 FOCAL_RATIO = 0.829  # focal length over image width of a Camera Module 2: 3.04 mm over its 3.68 mm sensor, 62.2 degrees across
-FROZEN_FRAMES = 2.0  # seconds of identical live frames before they are called frozen
+FROZEN_S = 1.5  # of identical live frames, from which on they are called frozen
+WATCH_PERIOD_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class CameraNode(ManagedNode[CameraParameters]):
         self._arrived_s = 0.0
         self._camera_info = CameraInfo()
         self._last: tuple[Any, int] = (None, 0)
+        self._told_frozen = False
+        self._watch_timer: Any = None
 
     def configure(self) -> None:
         p = self.parameters
@@ -81,8 +84,12 @@ class CameraNode(ManagedNode[CameraParameters]):
     def activate(self) -> None:
         assert self._grabber is not None
         self._grabber.start()
+        self._watch_timer = self.create_timer(WATCH_PERIOD_S, self.guarded(self._watch), clock=self._steady)
 
     def deactivate(self) -> None:
+        if self._watch_timer is not None:
+            self.destroy_timer(self._watch_timer)
+            self._watch_timer = None
         if self._grabber is not None:
             self._grabber.stop()
 
@@ -143,15 +150,22 @@ class CameraNode(ManagedNode[CameraParameters]):
         frozen_s = 0.0 if taken.frame.name else (taken.stamp_ns - self._last[1]) / 1e9
         self.counts['frozen'] = int(frozen_s * 1000)
 
+    def _watch(self) -> None:
+        """Tell of a source that hangs or is frozen at once, not only with the next round of diagnostics."""
+        frozen, before = self.counts['frozen'] >= FROZEN_S * 1000, self._told_frozen
+        self._told_frozen = frozen
+        if (self._grabber is not None and not self._grabber.check()) or (frozen and not before):
+            self._publish_diagnostics()
+
     def diagnose(self, health: Health) -> None:
         grabber = self._grabber
         assert grabber is not None
-        if not grabber.check() or grabber.error:
+        if grabber.error:
             health.report(ERROR, grabber.error)
             self.fault_once(grabber.error)
         elif grabber.finished:
             health.report(OK, 'the source came to its end')
-        elif self.counts['frozen'] >= FROZEN_FRAMES * 1000:
+        elif self.counts['frozen'] >= FROZEN_S * 1000:
             health.report(WARN, f'the picture has not changed for {self.counts["frozen"] / 1000:.1f} s')
         self.counts['captured'] = grabber.captured
         health.values.update({

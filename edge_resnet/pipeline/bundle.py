@@ -85,8 +85,9 @@ def load_bundle(model: str, settings: Mapping[str, Any] | None = None) -> Bundle
     settings = {key: value for key, value in (settings or {}).items() if value not in (None, '', [], ())}
     if not model:
         raise ParameterError("model is empty, expected a bundle's name, its folder, or a .tflite file")
-    if '..' in Path(model).parts:
-        raise ParameterError(f'model is {model!r}: a path must not contain ".."')
+    for name, text in (('model', model), ('labels_file', str(settings.get('labels_file', '')))):
+        if '..' in Path(text).parts:
+            raise ParameterError(f'{name} is {text!r}: a path must not contain ".."')
     path = Path(model).expanduser()
     if re.fullmatch(r'[\w-]+', model) and not path.is_dir():
         path = find_shared('models', model)

@@ -1,0 +1,158 @@
+"""Counts what each row of the table tried and survived, times it, checks that every actuator in it ended OFF, and prints the table.
+
+``--faults`` tries everything as often as the table says and holds it to the table's times; without it, a few of each, and ten times the time.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / 'integration')]
+
+from rows import ROWS  # noqa: E402
+
+OFF_S = 0.5  # after the end of a row's processes: what the guard may take
+TOLERANCE = 10.0  # of the short version, on whatever machine
+
+
+@dataclass
+class Row:
+    """What happened in a row so far."""
+
+    number: int
+    full: bool = False
+    tried: int = 0
+    survived: int = 0
+    worst_s: float | None = None
+    actuators: int = 0
+    failed: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    note: str = ''
+
+    def times(self, full: int, short: int) -> int:
+        """How often to try."""
+        return full if self.full else short
+
+    def trial(self, survived: bool = True, seconds: float | None = None, count: int = 1) -> None:
+        """``count`` tries have ended, the slowest after ``seconds``."""
+        self.tried += count
+        self.survived += count if survived else 0
+        if seconds is not None:
+            self.worst_s = max(seconds, self.worst_s or 0.0)
+
+    def verdict(self) -> str:
+        limit_s = ROWS[self.number].limit_s
+        if self.failed or self.survived < self.tried:
+            return 'MISSED'
+        if not self.tried:
+            return 'not shown' if self.skipped else 'not run'
+        if limit_s is not None and self.worst_s is not None and self.worst_s > limit_s * (1 if self.full else TOLERANCE):
+            return 'MISSED'
+        return 'holds'
+
+
+TABLE = {number: Row(number) for number in ROWS}
+
+
+def pytest_addoption(parser):
+    parser.addoption('--faults', action='store_true', help='every fault as often as docs/faults.md says, and the table')
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'row(number): tries this row of test/faults/rows.py')
+    for row in TABLE.values():
+        row.full = config.getoption('--faults')
+
+
+@pytest.fixture(autouse=True)
+def row(request, tmp_path, monkeypatch):
+    """The row that a test is about. Its temporary folder is the test's own, so that every simulated actuator has its file there."""
+    row = TABLE[request.node.get_closest_marker('row').args[0]]
+    monkeypatch.setenv('TMPDIR', str(tmp_path))
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    yield row
+    files = actuator_files(tmp_path)
+    row.actuators += len(files)
+    deadline = time.monotonic() + OFF_S * (1 if row.full else TOLERANCE)
+    while (on := [str(file) for file in files if file.read_text() != '0\n']) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert not on, f'ON after row {row.number}: {on}'
+    assert row.failed or row.verdict() != 'MISSED', f'row {row.number}: {row}'
+
+
+@pytest.fixture
+def processes(row):
+    from processes import Processes
+
+    processes = Processes()
+    yield processes
+    processes.close()
+
+
+@pytest.fixture
+def bench(row):
+    pytest.importorskip('rclpy')
+    from bench import Bench
+
+    bench = Bench()
+    yield bench
+    bench.close()
+
+
+def actuator_files(folder: Path) -> list[Path]:
+    """The state files below ``folder``: two bytes, by their names."""
+    return [path for path in folder.rglob('*.state') if path.is_file()]
+
+
+def _rows_of(nodeid: str) -> list[int]:
+    return [number for number, fault in ROWS.items() if any(nodeid.startswith(test) for test in fault.also)]
+
+
+_own: dict[str, int] = {}
+
+
+def pytest_collection_modifyitems(config, items):
+    _own.update({item.nodeid: marker.args[0] for item in items if (marker := item.get_closest_marker('row')) is not None})
+    if config.getoption('--faults'):  # of the other files only what belongs to a row
+        chosen = [item for item in items if item.nodeid in _own or _rows_of(item.nodeid)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
+def pytest_runtest_logreport(report):
+    own = [_own[report.nodeid]] if report.nodeid in _own else []
+    for number in own or _rows_of(report.nodeid):
+        row = TABLE[number]
+        if report.failed:
+            row.failed.append(report.nodeid)
+        elif report.skipped:
+            row.skipped.append(report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr))
+        if report.when == 'call' and not own:
+            row.trial(report.passed)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption('--faults'):
+        return
+    write = terminalreporter.write_line
+    write('')
+    write(f'{"#":>3} {"fault":<42}{"tried":>8}{"survived":>9}{"worst":>11}{"actuators":>10}  {"target":<32}verdict')
+    for number, fault in ROWS.items():
+        row = TABLE[number]
+        worst = '-' if row.worst_s is None else f'{1000 * row.worst_s:,.0f} ms'
+        reason = f': {"; ".join(dict.fromkeys(row.skipped))}' if row.skipped and not row.tried else f' ({row.note})' if row.note else ''
+        write(f'{number:>3} {fault.text:<42}{row.tried:>8,}{row.survived:>9,}{worst:>11}{row.actuators or "-":>10}  {fault.target:<32}'
+              f'{row.verdict()}{reason}')
+    verdicts = [row.verdict() for row in TABLE.values()]
+    write(f'{verdicts.count("holds")} of {len(ROWS)} hold, {verdicts.count("MISSED")} missed, '
+          f'{verdicts.count("not shown") + verdicts.count("not run")} not shown; every actuator was OFF after its row')
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if session.config.getoption('--faults') and any(row.verdict() in ('MISSED', 'not run') for row in TABLE.values()) and session.exitstatus == 0:
+        session.exitstatus = 1
