@@ -55,21 +55,21 @@ export _ROS_WHEELS_BOOTSTRAP_COMPLETE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT
 unset PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH
 
 # 2. Packages.
-wanted=(requirements/ros.txt requirements/base.txt requirements/build.txt)
-for extra in "$@"; do wanted+=("requirements/$extra.txt"); done
+wanted=(requirements/ros.lock requirements/base.lock requirements/build.lock)  # by sha256, scripts/lock.sh makes them from the .txt
+for extra in "$@"; do wanted+=("requirements/$extra.lock"); done
 for file in "${wanted[@]}"; do
-  name=packages-$(basename "$file" .txt)
+  name=packages-$(basename "$file" .lock)
   now=$(stamp "$file")
   if ! fresh "$name" "$now"; then
     rm -f ".venv/.$name"
     say "installing $file"
-    .venv/bin/python -m pip install -q -r "$file" || fail "pip could not install $file"
+    .venv/bin/python -m pip install -q --require-hashes -r "$file" || fail "pip could not install $file"
     echo "$now" > ".venv/.$name"
   fi
 done
 
 # 3. vision_msgs, right only if its type hashes are upstream's.
-now=$(stamp interfaces/vision_msgs/msg/* interfaces/vision_msgs/CMakeLists.txt requirements/ros.txt scripts/check_interfaces.py)
+now=$(stamp interfaces/vision_msgs/msg/* interfaces/vision_msgs/CMakeLists.txt requirements/ros.lock scripts/check_interfaces.py)
 if ! fresh interfaces "$now"; then
   rm -f .venv/.interfaces
   say "building vision_msgs"
