@@ -23,6 +23,7 @@ OPTIONAL = ('overlay', 'dashboard')  # started when the launch argument of their
 STARTED = tuple(node for node in NODES if node not in OPTIONAL)
 LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 BOOLEANS = ('true', 'false', 'True', 'False')  # Python launch files pass the latter two
+ENCLAVES = '/edge_resnet'  # of SROS2, one a process: the path above the name of the node, or of pipeline
 RESPAWN_DELAY_S = 1.0
 MAX_STARTS, START_WINDOW_S = 5, 60.0  # of one executable that keeps ending
 
@@ -119,7 +120,9 @@ def plan(given: Mapping[str, str], inside: str = '') -> Deployment:
     for executable, own_nodes in processes.items():  # -p can't name a node in a namespace that is not known here, so each gets its own
         own = [f'{RENAMED.get(name, name)}:={json.dumps(int(values[name]) if name in NUMBERS else values[name])}'
                for name, targets in PARAMETERS.items() if values[name] and set(targets) & set(own_nodes)]
-        executables[executable] = [*(own_nodes if composed else ()), '--ros-args', *ros_args, *(part for text in own for part in ('-p', text))]
+        enclave = ['--enclave', f'{ENCLAVES}/{executable.removesuffix("_node")}']
+        executables[executable] = [*(own_nodes if composed else ()), '--ros-args', *enclave, *ros_args,
+                                   *(part for text in own for part in ('-p', text))]
     return Deployment(executables, values['namespace'].rstrip('/') or values['namespace'], values['use_respawn'] == 'true',
                       values['autostart'] == 'false')
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +18,10 @@ from edge_resnet.exceptions import EdgeResnetError
 from edge_resnet.nodes.base import ManagedNode
 from edge_resnet.nodes.executor import LeanExecutor
 from edge_resnet.stopping import StopRequest
+from edge_resnet.systemd import SystemdNotifier
+
+TURN_S = 1.0  # an executor with nothing to do comes back after this time
+STUCK_S = 4.0  # one that has not come back for so long hangs in a callback
 
 
 def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | None = None) -> int:
@@ -29,12 +34,14 @@ def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | No
     nodes: list[ManagedNode] = []
     executors: list[LeanExecutor] = []
     threads: list[threading.Thread] = []
+    turned: dict[LeanExecutor, float] = {}
     failed = threading.Event()
 
     def spin(executor: LeanExecutor) -> None:
         try:
             while not stop.is_set() and rclpy.ok():
-                executor.spin_once(timeout_sec=1.0)
+                turned[executor] = time.monotonic()
+                executor.spin_once(timeout_sec=TURN_S)
         except Exception as error:
             if not stop.is_set() and rclpy.ok():
                 failed.set()
@@ -55,10 +62,14 @@ def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | No
                 return 1
             executor = LeanExecutor(node)
             executors.append(executor)
+            turned[executor] = time.monotonic()
             threads.append(threading.Thread(target=spin, args=(executor,), name=node.get_name(), daemon=True))
             threads[-1].start()
-        while not stop.wait():  # other signals wake it too
-            pass
+        systemd = SystemdNotifier()
+        systemd.tell('READY=1')
+        while not stop.wait(systemd.period_s):  # other signals wake it too
+            if time.monotonic() - min(turned.values(), default=0.0) < STUCK_S:
+                systemd.tell('WATCHDOG=1')
     except EdgeResnetError as error:
         get_logger('edge_resnet').fatal(str(error))
         return 1
