@@ -30,7 +30,7 @@ from edge_resnet.pipeline.latency import CAPTURED
 from edge_resnet.pipeline.postprocessing import Score
 
 FOCAL_RATIO = 0.829  # focal length over image width of a Camera Module 2: 3.04 mm over its 3.68 mm sensor, 62.2 degrees across
-FROZEN_S = 1.5  # of identical live frames, from which on they are called frozen
+FROZEN_S = 1.2  # of identical live frames, from which on they are called frozen
 WATCH_PERIOD_S = 0.2
 
 
