@@ -12,7 +12,7 @@ from edge_resnet.exceptions import SourceError
 from edge_resnet.hardware.cameras import CameraSource, Frame
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 2.0
-HANG_S, OPEN_HANG_S = 1.2, 10.0  # a read that takes longer hangs; opening a device or a stream may take seconds
+HANG_S, OPEN_HANG_S = 1.0, 10.0  # a read that takes longer hangs; opening a device or a stream may take seconds
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         frozen, before = self.counts['frozen'] >= FROZEN_S * 1000, self._told_frozen
         self._told_frozen = frozen
         if (self._grabber is not None and not self._grabber.check()) or (frozen and not before):
-            self._publish_diagnostics()
+            self.publish_diagnostics()
 
     def diagnose(self, health: Health) -> None:
         grabber = self._grabber
