@@ -69,7 +69,7 @@ for file in "${wanted[@]}"; do
 done
 
 # 3. vision_msgs, right only if its type hashes are upstream's.
-now=$(stamp interfaces/vision_msgs/msg/* interfaces/vision_msgs/CMakeLists.txt requirements/ros.lock scripts/check_interfaces.py)
+now=$(stamp interfaces/vision_msgs/msg/* interfaces/vision_msgs/CMakeLists.txt requirements/ros.txt scripts/check_interfaces.py)
 if ! fresh interfaces "$now"; then
   rm -f .venv/.interfaces
   say "building vision_msgs"
