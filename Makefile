@@ -1,6 +1,6 @@
 # make run [ARGS="source:=/dev/video0 ..."], make test, make lint
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint clean bench bench-footprint bench-governor bench-models coverage faults mutation soak test-aarch64
+.PHONY: help setup run test lint clean bench bench-footprint bench-dashboard bench-governor bench-models coverage faults mutation soak test-aarch64
 SHELL := /bin/bash
 
 help:  ## this list
@@ -38,6 +38,10 @@ bench:  ## latency, freshness and cost against a straight line in one process; S
 bench-footprint:  ## memory and processor time of the running and the deactivated pipeline
 	@scripts/setup.sh
 	@source scripts/env.sh && python benchmarks/footprint.py 2>/dev/null
+
+bench-dashboard:  ## processor time and memory of the dashboard with no, one and three pages open
+	@scripts/setup.sh
+	@source scripts/env.sh && python benchmarks/dashboard.py
 
 bench-models:  ## accuracy, size and time of the committed models; FLOATS=folder to compare with float ones, CHECK=1 to fail on a miss
 	@scripts/setup.sh tools

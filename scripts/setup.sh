@@ -94,7 +94,13 @@ if ! fresh interfaces "$now"; then
   echo "$now" > .venv/.interfaces
 fi
 
-# 4. This package: editable, so the nodes run the files of this checkout.
+# 4. A browser for test/browser, where apt gives one; elsewhere those tests are skipped, and say so. Tried once.
+if [[ " $* " == *" test "* ]] && ! command -v chromedriver > /dev/null && [ ! -e .venv/.browser ]; then
+  touch .venv/.browser
+  (need chromium chromium-driver) || say "going on without a browser"
+fi
+
+# 5. This package: editable, so the nodes run the files of this checkout.
 now=$(stamp setup.py setup.cfg package.xml; ls edge_resnet/nodes edge_resnet/tools 2> /dev/null | sha256sum)
 if ! fresh package "$now"; then
   rm -f .venv/.package

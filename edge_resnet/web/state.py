@@ -107,6 +107,7 @@ class LiveState:
             'drops': {node: status.missed_hz for node in HOPS if (status := self._fresh(node)) is not None},
             'celsius': number(thermal.values.get('Temperature (C)')) if thermal else None,
             'mhz': number(thermal.values.get('Clock (MHz)')) if thermal else None,
+            'simulated': bool(thermal and thermal.values.get('Simulated') == '1'),
             'flags': [flag for flag in FLAGS if thermal and thermal.values.get(flag) == '1']})
         del self.points[:-HISTORY_S]
 
@@ -126,7 +127,7 @@ class LiveState:
             'hops': [self._hop(node) for node in HOPS if node in statuses],
             'thermal': {**self._seen(thermal), 'celsius': self._value(thermal, 'Temperature (C)'), 'mhz': self._value(thermal, 'Clock (MHz)'),
                         'load': self._value(thermal, 'Load (1 min)'), 'memory_mb': self._value(thermal, 'Memory available (MB)'),
-                        'flags': {flag: self._value(thermal, flag) for flag in FLAGS}},
+                        'simulated': self._value(thermal, 'Simulated'), 'flags': {flag: self._value(thermal, flag) for flag in FLAGS}},
             'actuator': {**self._seen(actuator), 'on': self._on, 'told_on': self._value(actuator, 'On'), 'armed': self._value(actuator, 'Armed'),
                          'stopped': self._value(actuator, 'Stopped'), 'message': actuator.message if actuator else ''},
             'drift': {**self._seen(inference), 'values': [[name, self._value(inference, name), limit] for name, limit in DRIFTS.items()]},

@@ -90,14 +90,14 @@ def test_drops_a_second_are_between_two_reports_of_a_hop_and_a_restart_is_none(s
 
 
 def test_heat_and_throttle_moments_are_on_the_axis_of_the_latencies(state, clock):
-    def board(celsius, throttled):
-        state.diagnostic('robot1/thermal_monitor', 0, '', {'Temperature (C)': celsius, 'Clock (MHz)': '1500', 'Throttled': throttled})
+    def board(celsius, throttled, **more):
+        state.diagnostic('robot1/thermal_monitor', 0, '', {'Temperature (C)': celsius, 'Clock (MHz)': '1500', 'Throttled': throttled, **more})
 
     board('unknown', 'unknown')
     seconds(state, clock)
-    board('81.5', '1')
+    board('81.5', '1', Simulated='1')
     seconds(state, clock)
-    assert [(point['celsius'], point['flags']) for point in state.points] == [(None, []), (81.5, ['Throttled'])]
+    assert [(point['celsius'], point['flags'], point['simulated']) for point in state.points] == [(None, [], False), (81.5, ['Throttled'], True)]
     assert state.snapshot()['thermal']['flags'] == {'Under voltage': None, 'Frequency capped': None, 'Throttled': 1.0, 'Soft temperature limit': None}
 
 

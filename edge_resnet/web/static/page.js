@@ -132,7 +132,8 @@ function showLatency() {
 }
 
 function showThermal() {
-  const {celsius, mhz, load, memory_mb, flags} = last.thermal;
+  const {celsius, mhz, load, memory_mb, flags, simulated} = last.thermal;
+  set($('simulated'), simulated ? 'simulated' : '');
   set($('celsius'), known(celsius) ? celsius.toFixed(1) : 'unknown');
   set($('unit'), known(celsius) ? '°C' : '');
   set($('mhz'), known(mhz) ? `${whole(mhz)} MHz` : 'unknown');
@@ -180,7 +181,7 @@ function quantile(values, q) {
 function throttled() {
   const found = [];
   for (const point of points) {
-    const flags = point.flags.join(', ').toLowerCase(), open = found.at(-1);
+    const flags = (point.simulated && point.flags.length ? 'simulated: ' : '') + point.flags.join(', ').toLowerCase(), open = found.at(-1);
     if (!flags) continue;
     if (open && open[3] === point.n - 1 && open[2] === flags) [open[1], open[3]] = [point.t, point.n];
     else found.push([point.t - 1, point.t, flags, point.n]);
@@ -226,7 +227,7 @@ function draw() {
     annotations: [
       title(1, ['<b>Latency</b>', key('s0', 'frame ready'), key('s1', 'inference'), key('s2', 'actuator'), key('worst', 'worst', '┄')]),
       title(0.49, ['<b>Dropped</b>', ...(narrow ? ['camera', 'prepr.', 'inference', 'actuator'] : Object.values(HOPS)).map((text, index) => key(`d${index}`, text))]),
-      title(0.27, ['<b>Heat</b>', key('heat', 'temperature', '━'), key('clock', 'clock', '━'), key('bad', 'throttles at 80 °C', '┄'), ...(celsius.length ? [] : ['<i>unknown</i>'])]),
+      title(0.27, [`<b>Heat</b>${points.some(point => point.simulated) ? ' (simulated)' : ''}`, key('heat', 'temperature', '━'), key('clock', 'clock', '━'), key('bad', 'throttles at 80 °C', '┄'), ...(celsius.length ? [] : ['<i>unknown</i>'])]),
       ...moments.map(([from, to, flags]) => ({text: flags, x: (from + to) / 2, y: 1, xref: 'x', yref: 'paper', yanchor: 'top', showarrow: false,
         font: {color: color('bad'), size: 10}}))],
     shapes: [{type: 'line', xref: 'paper', x0: 0, x1: 1, yref: 'y3', y0: 80, y1: 80, line: {color: color('bad'), width: 1, dash: 'dot'}},
