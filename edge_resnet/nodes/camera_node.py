@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 import time
 from array import array
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import yaml
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
@@ -52,7 +54,7 @@ class CameraParameters:
 
 
 class CameraNode(ManagedNode[CameraParameters]):
-    """Frames come from a capture thread's mailbox of one; its guard condition wakes the executor."""
+    """Frames come from a capture thread's mailbox of one, and are published by that thread, or by the executor on a request."""
 
     Parameters = CameraParameters
 
@@ -64,7 +66,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         self._compressed = frame_publisher(self, CompressedImage, compressed_topic(self))
         self._info = frame_publisher(self, CameraInfo, 'camera_info')
         self._truth = frame_publisher(self, Classification, 'ground_truth')
-        self._wake = self.create_guard_condition(self.guarded(self._look))
+        self._lock = threading.Lock()  # frames come from the capture thread, requests from the executor
         self._later = self.create_timer(1.0, self.guarded(self._look), clock=self._steady)
         self._later.cancel()
         self._arrived_s = 0.0
@@ -102,7 +104,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         self._demand.seen(self._arrived_s)
         self._demand.every = self._image.every_frame(self._compressed.get_subscription_count())
         if self._demand.wait_s(self._arrived_s) == 0:
-            self._wake.trigger()
+            self.guarded(self._look)()  # from here, so that the frame doesn't wait for another thread to wake up
 
     def _on_request(self, in_s: float) -> None:
         self._demand.ask(in_s)
@@ -110,13 +112,14 @@ class CameraNode(ManagedNode[CameraParameters]):
 
     def _look(self) -> None:
         """Publish the frame in the mailbox if it is the right one, else look again when it may be."""
-        self._later.cancel()
-        wait_s = self._demand.wait_s(self._arrived_s)
-        if wait_s == 0:
-            self._publish()
-        elif math.isfinite(wait_s):
-            self._later.timer_period_ns = max(1, round(wait_s * 1e9))
-            self._later.reset()
+        with self._lock:
+            self._later.cancel()
+            wait_s = self._demand.wait_s(self._arrived_s)
+            if wait_s == 0:
+                self._publish()
+            elif math.isfinite(wait_s):
+                self._later.timer_period_ns = max(1, round(wait_s * 1e9))
+                self._later.reset()
 
     def _publish(self) -> None:
         taken = self._grabber.take() if self._grabber is not None and self.active else None
@@ -131,16 +134,20 @@ class CameraNode(ManagedNode[CameraParameters]):
         self._image.publish(view_of(header, image, 'bgr8'))
         self.stage(CAPTURED, header, captured_ns)
         self.counts['published'] += 1
-        self._camera_info.header = header
-        if (image.shape[1], image.shape[0]) != (self._camera_info.width, self._camera_info.height):
-            scale_camera_info(self._camera_info, image.shape[1], image.shape[0])
-        self._info.publish(self._camera_info)
-        if taken.frame.label:
+        if self._info.get_subscription_count():
+            self._publish_info(header, image)
+        if taken.frame.label and self._truth.get_subscription_count():
             self._truth.publish(classification_message(header, [Score(taken.frame.label, 1.0)]))
         if self._compressed.get_subscription_count():
             _, jpeg = cv2.imencode('.jpg', image, (cv2.IMWRITE_JPEG_QUALITY, self.parameters.jpeg_quality))
             self._compressed.publish(CompressedImage(header=header, format='bgr8; jpeg compressed bgr8', data=array('B', jpeg.tobytes())))
         self._watch_freshness(taken)
+
+    def _publish_info(self, header: Header, image: np.ndarray) -> None:
+        self._camera_info.header = header
+        if (image.shape[1], image.shape[0]) != (self._camera_info.width, self._camera_info.height):
+            scale_camera_info(self._camera_info, image.shape[1], image.shape[0])
+        self._info.publish(self._camera_info)
 
     def _watch_freshness(self, taken: StampedFrame) -> None:
         """Remember since when the source has given the same picture; only a live source is expected to change."""

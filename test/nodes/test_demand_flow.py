@@ -68,10 +68,11 @@ def chain(request, bench, paper_bundle):
 
 
 def test_a_slow_model_lets_the_others_rest_and_gets_fresh_frames(chain):
-    captured, published, preprocessed, results = chain.during(8)
-    assert captured > 3 * results
-    assert preprocessed <= results + 2
-    assert published <= results + 2
+    def rest():  # on a machine that is busy with something else, frames may come late and be asked for again
+        captured, published, preprocessed, results = chain.during(4)
+        return captured > 3 * results and preprocessed <= results + 1 and published <= results + 1
+
+    wait_for(rest, 'rest', 60.0)
     ages = sorted(time.time_ns() - stamp_ns(message.header) for message in chain.results[-8:])
     assert ages[0] / 1e9 < 4 * SERVICE_S
     stamps = [stamp_ns(message.header) for message in chain.results]
@@ -88,7 +89,7 @@ def test_an_outside_subscriber_gets_every_frame_and_when_it_leaves_the_others_re
         wait_for(lambda images=images, before=before: len(images) >= before + 20, f'20 of {topic}')
         assert chain.camera._grabber.captured - sent < 40, 'about each frame that was captured'
         chain.bench.probe.destroy_subscription(subscription)
-        wait_for(lambda: chain.during(3)[1] <= 5, 'rest')
+        wait_for(lambda: chain.during(3)[1] <= 5, 'rest', 60.0)
 
 
 def test_a_disabled_model_wants_nothing(chain):
