@@ -62,3 +62,8 @@ soak:  ## the pipeline for MINUTES=60: growth of memory, files, threads and late
 bench-governor:  ## the governor against none, on a simulated Raspberry Pi 4
 	@scripts/setup.sh
 	@source scripts/env.sh && python benchmarks/governor.py $(ARGS)
+
+.PHONY: bench-monitoring
+bench-monitoring:  ## processor time and latency with latency_monitor on and off, in turns; ARGS='--record composed:=true'
+	@scripts/setup.sh
+	@source scripts/env.sh && python benchmarks/monitoring.py $(ARGS)

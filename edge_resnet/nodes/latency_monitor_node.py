@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -122,9 +122,18 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
         self._statistics.add(frames)
         for array, _ in self._healths.take():
             for status in array.status:
-                self._on_health(status, stamp_ns(array.header))
+                self._listen(self._on_health, status, stamp_ns(array.header))
+        for message, _ in self._configurations.take():
+            self._listen(self._on_configuration, message.data)
         self._publish(frames)
         self._record(frames)
+
+    def _listen(self, understand: Callable[..., None], *what: Any) -> None:
+        """What others say may be anything; it must not keep the figures."""
+        try:
+            understand(*what)
+        except (ValueError, KeyError, TypeError) as error:
+            self.fault('message', f'{understand.__name__.removeprefix("_on_")} message: {error}')
 
     def _check_clock(self) -> None:
         simulated = self.get_parameter('use_sim_time').value
@@ -157,14 +166,16 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
         if self._recorder is not None:
             self._recorder.write('events', time_ns, {'event': event, 'on': on, **self._tags()})
 
+    def _on_configuration(self, text: str) -> None:
+        entry = json.loads(text)
+        self._ran[entry['node']] = entry
+        if self._recorder is not None:
+            self._recorder.describe(self.now_ns(), {'configuration': self._ran, 'host': self._host})
+
     def _record(self, frames: Sequence[FrameLatency]) -> None:
-        configured = [json.loads(message.data) for message, _ in self._configurations.take()]
-        self._ran.update({entry['node']: entry for entry in configured})
         recorder = self._recorder
         if recorder is None:
             return
-        if configured:
-            recorder.describe(self.now_ns(), {'configuration': self._ran, 'host': self._host})
         tags = self._tags()
         for frame in frames:
             known = {name: None if math.isnan(value) else value for name, value in zip(METRICS, frame[1:], strict=True)}

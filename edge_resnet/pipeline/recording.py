@@ -151,10 +151,12 @@ class Run:
 
 def read_run(path: Path) -> Run:
     """The recording in the file ``path``, or the newest one in a folder, all its files; ParameterError when there is none."""
-    from mcap.exceptions import McapError
-    from mcap.records import Channel, Message
-    from mcap.stream_reader import StreamReader
-
+    try:
+        from mcap.exceptions import McapError
+        from mcap.records import Channel, Message
+        from mcap.stream_reader import StreamReader
+    except ImportError:
+        raise ParameterError(f'{path}: reading it needs the mcap package (pip install mcap)') from None
     paths = sorted(path.glob(f'{PREFIX}*{SUFFIX}')) if path.is_dir() else [path]
     paths = [other for other in paths if other.name.rsplit('_', 1)[0] == paths[-1].name.rsplit('_', 1)[0]]
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -15,6 +15,7 @@ import html
 import io
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -154,11 +155,14 @@ def main(argv: list[str] | None = None) -> int:
         report.check_out(args.out, FILES, args.force)
         runs = [read_run(path) for path in (args.run, args.compare) if path is not None]
         results = [analyse(run, args.budget_ms) for run in runs]
-        from matplotlib.figure import Figure
-
         pictures: dict[str, bytes] = {}
         drawings = {'slices.png': lambda chart: plots.slices(runs[0], results[0], chart), 'spread.png': lambda chart: plots.spread(runs, chart),
                     'heat.png': lambda chart: plots.heat(runs[0], results[0], chart)}
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            print('matplotlib is not installed: pictures are left out (pip install -r requirements/tools.txt)', file=sys.stderr)
+            drawings = {}
         for name, draw in drawings.items():
             chart, image = Figure(figsize=(11, 5), layout='constrained'), io.BytesIO()
             draw(chart)

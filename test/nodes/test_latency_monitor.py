@@ -7,16 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from bench import image_bytes, wait_for
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, Temperature, TimeReference
-from std_msgs.msg import Float64
+from std_msgs.msg import Float64, String
 
 from edge_resnet.conversions import Header, Stamp, write_stage
 from edge_resnet.hardware.cameras import Frame
 from edge_resnet.hardware.thermal import FakeBoard
 from edge_resnet.nodes import actuator_node, camera_node, preprocess_node
 from edge_resnet.nodes.actuator_node import ActuatorNode
-from edge_resnet.nodes.base import RECORD_QOS
+from edge_resnet.nodes.base import LATCHED_QOS, RECORD_QOS
 from edge_resnet.nodes.camera_node import CameraNode
 from edge_resnet.nodes.inference_node import InferenceNode
 from edge_resnet.nodes.latency_monitor_node import LatencyMonitorNode
@@ -192,7 +193,10 @@ def test_figures_topics_and_clock_faults(bench):
     assert {message.data for message in totals} == {22.0}
     tell(records, now_ns + 1000, inference_started=2.5)
     tell(records, 0)
-    wait_for(lambda: newest()['Clock faults'] == '2', 'the faults')
+    hostile = DiagnosticStatus(name='camera', values=[KeyValue(key='Input superseded', value='many')])
+    bench.publisher(DiagnosticArray, '/diagnostics', RECORD_QOS).publish(DiagnosticArray(status=[hostile]))
+    bench.publisher(String, 'configuration', LATCHED_QOS).publish(String(data='["none"]'))
+    wait_for(lambda: newest()['Clock faults'] == newest()['Errors'] == '2', 'the faults')
     assert newest()['Total max (ms)'] == '22', 'not averaged in'
 
 

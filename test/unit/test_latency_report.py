@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
 import time
 
 import numpy as np
@@ -131,6 +132,16 @@ def test_what_is_wrong_is_one_line(ten_minutes, tmp_path, capsys, arguments, mes
     assert message in error
     assert error.count('\n') == 1
     assert not (tmp_path / 'report').exists()
+
+
+@pytest.mark.parametrize(('missing', 'code', 'message'), [('matplotlib.figure', 0, 'pictures are left out'), ('mcap.records', 1, 'pip install mcap')])
+def test_what_is_not_installed_is_told(tmp_path, capsys, monkeypatch, missing, code, message):
+    record_run(tmp_path / 'runs', seconds=2)
+    monkeypatch.setitem(sys.modules, missing, None)
+    found, error = run(capsys, tmp_path / 'runs', '--out', tmp_path / 'report')
+    assert found == code
+    assert message in error
+    assert {path.name for path in (tmp_path / 'report').glob('*')} == ({'latency.json', 'index.html'} if code == 0 else set())
 
 
 def test_a_run_without_a_frame_is_refused(tmp_path, capsys):
