@@ -142,12 +142,14 @@ def write_stage(source: str, header: Any, time_ns: int) -> bytes:
 def read_stage(data: bytes) -> tuple[str, int, int]:
     """(source, stamp of the frame in ns, time in ns) of a TimeReference's CDR bytes; ResultError when they don't hold one."""
     try:
-        cdr = _Cdr(data)
-        stamp_ns, _ = cdr.number('i') * 1_000_000_000 + cdr.number('I'), cdr.octets()
-        time_ns = cdr.number('i') * 1_000_000_000 + cdr.number('I')
-        return cdr.text(), stamp_ns, time_ns
-    except (struct.error, ImageError) as error:
+        order = {b'\0\1': '<', b'\0\0': '>'}[bytes(data[:2])]
+        sec, nanosec, length = struct.unpack_from(order + 'iII', data, 4)
+        at = 16 + length + -length % 4
+        time_s, time_ns, length = struct.unpack_from(order + 'iII', data, at)
+        source = struct.unpack_from(f'{length}s', data, at + 12)[0].rstrip(b'\0').decode('utf-8', 'replace')
+    except (struct.error, KeyError) as error:
         raise ResultError(f'stage record of {len(data)} bytes: {error}') from error
+    return source, sec * 1_000_000_000 + nanosec, time_s * 1_000_000_000 + time_ns
 
 
 def _text(text: str) -> bytes:

@@ -207,6 +207,7 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
             for number, q in enumerate(QUANTILES):
                 if name not in PARTS or q in ('p50', 'p99'):
                     health.values[f'{key} {q} (ms)'] = _known(window[name][number])
+                if name not in PARTS:
                     health.values[f'{key} {q} since start (ms)'] = _known(since_start[name][number])
         health.values.update({f'Frames that got to {stage}{" and no further" * (stage != STAGES[-1])}': joiner.ended[stage] for stage in STAGES})
         health.values.update({f'Frames {who}': count for who, count in sorted(self._missed.items())})
