@@ -12,7 +12,8 @@ from edge_resnet.exceptions import SourceError
 from edge_resnet.hardware.cameras import CameraSource, Frame
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 2.0
-HANG_S, OPEN_HANG_S = 1.0, 10.0  # a read that takes longer hangs; opening a device or a stream may take seconds
+# A read that takes longer hangs; opening a device or a stream, and its first frame, may take seconds.
+HANG_S, FIRST_HANG_S, OPEN_HANG_S = 1.0, 3.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class FrameGrabber:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._mailbox: StampedFrame | None = None
-        self._alive_at, self._opening = 0.0, False
+        self._alive_at = self._patience_s = 0.0
         self.captured = self.overwritten = self.failures = self.hangs = 0
         self.error = ''  # why there are no frames now
         self.finished = False  # a source that does not loop came to its end
 
     def start(self) -> None:
         self._stop = threading.Event()
-        self._alive_at, self.error, self.finished = time.monotonic(), '', False
+        self._alive_at, self._patience_s, self.error, self.finished = time.monotonic(), OPEN_HANG_S, '', False
         self._thread = threading.Thread(target=self._run, args=(self._stop,), name='capture', daemon=True)
         self._thread.start()
 
@@ -66,8 +67,7 @@ class FrameGrabber:
 
     def check(self) -> bool:
         """False when the source hangs in a read (or in opening); it is then opened anew."""
-        patience_s = OPEN_HANG_S if self._opening else self._hang_s
-        if self._thread is None or self.finished or time.monotonic() - self._alive_at < patience_s:
+        if self._thread is None or self.finished or time.monotonic() - self._alive_at < self._patience_s:
             return True
         self.hangs += 1
         self._stop.set()
@@ -81,11 +81,11 @@ class FrameGrabber:
         while not stop.is_set():
             source, captured = None, self.captured
             try:
-                self._opening = True
+                self._patience_s = OPEN_HANG_S
                 source = self._open_source()
                 if stop.is_set():
                     return
-                self._opening, self._alive_at = False, time.monotonic()
+                self._patience_s, self._alive_at = max(FIRST_HANG_S, self._hang_s), time.monotonic()
                 self._read_all(source, stop)
                 if self.finished:
                     return
@@ -102,7 +102,7 @@ class FrameGrabber:
 
     def _wait(self, stop: threading.Event, seconds: float) -> None:
         if not stop.is_set():
-            self._opening, self._alive_at = False, time.monotonic() + seconds
+            self._patience_s, self._alive_at = self._hang_s, time.monotonic() + seconds
         stop.wait(seconds)
 
     def _failed(self, stop: threading.Event, error: str) -> None:
@@ -127,7 +127,7 @@ class FrameGrabber:
                 self.overwritten += self._mailbox is not None
                 self._mailbox = StampedFrame(frame, stamp_ns - round(frame.age_s * 1e9))
                 self.captured += 1
-            self.error, self._alive_at = '', time.monotonic()
+            self.error, self._patience_s, self._alive_at = '', self._hang_s, time.monotonic()
             self._on_frame()
             if not source.live:
                 due = max(due + self._period_s, time.monotonic() - self._period_s)  # no burst after a pause
