@@ -277,6 +277,7 @@ def test_quality_of_service_that_does_not_fit(row, bench, tmp_path, kind, topic,
         Rig(bench, tmp_path)
     else:
         bench.start(kind, model=str(write_bundle(tmp_path / 'tiny')))
+    bench.listen(Image, 'image_preprocessed', qos_profile_sensor_data)  # while nobody wants frames, preprocess takes none and misses none
     wait_for(newest, 'diagnostics')
     start = time.monotonic()
     bench.probe.create_publisher(Classification if kind is None else Image, topic, qos_profile_sensor_data)

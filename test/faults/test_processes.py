@@ -20,7 +20,7 @@ from processes import Processes, wait_until
 from tiny_model import patch, write_bundle
 from vision_msgs.msg import Classification
 
-from edge_resnet.deployment import MAX_STARTS, NODES
+from edge_resnet.deployment import MAX_STARTS, NODES, STARTED
 from edge_resnet.nodes.base import FRAME_QOS
 from edge_resnet.pipeline.recording import read_run
 
@@ -92,7 +92,7 @@ def test_killed_under_a_launcher(row, processes, bench, tiny, tmp_path):
     tiny.launch(processes, 'use_respawn:=true')
     wait_until(lambda: tiny.on, 'the brake on')
     chain = [f'{node}_node' for node in ('camera', 'preprocess', 'inference', 'actuator')]
-    others = [f'{node}_node' for node in NODES if f'{node}_node' not in chain]
+    others = [f'{node}_node' for node in STARTED if f'{node}_node' not in chain]
     for attempt in range(row.times(20, 1)):
         for name in (*chain, *others) if row.full else (chain[attempt % 4], 'actuator_node'):
             before = wait_until(lambda name=name: running(f'nodes.{name}', tmp_path), name)
