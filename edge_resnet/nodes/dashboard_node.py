@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification
 
-from edge_resnet.conversions import image_array, read_classification, read_image
+from edge_resnet.conversions import image_array, read_classification, read_image, stamp_ns
 from edge_resnet.exceptions import BackendError
 from edge_resnet.nodes.base import BEST_EFFORT_QOS, FRAME_QOS, LATCHED_QOS, OK, Health, ManagedNode, Polled, StageTimes
 from edge_resnet.nodes.parameters import param
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 PERIOD_S = 0.2  # of an update
 MAX_PICTURE_PX = 480
+PICTURES_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=60, reliability=ReliabilityPolicy.RELIABLE)  # until their results have come
+RESULT_PATIENCE_S = 2.0  # without a result pictures are shown as they come
 STOP_TICKS = 3  # an emergency stop is best effort, so it is said again
 
 
@@ -50,6 +54,8 @@ class DashboardNode(ManagedNode[DashboardParameters]):
         self._server: DashboardServer | None = None
         self._inputs: list[Polled] = []
         self._picture: Polled | None = None
+        self._held: dict[int, Any] = {}  # pictures by their stamps, oldest first
+        self._result = (0, 0.0)  # stamp of the newest, and when it came
         self._timer: Any = None
         self._stop_ticks = 0
         self._emergency_stop = self.create_publisher(Bool, 'emergency_stop', BEST_EFFORT_QOS)
@@ -98,6 +104,7 @@ class DashboardNode(ManagedNode[DashboardParameters]):
                 self._state.diagnostic(status.name, status.level[0], status.message, {entry.key: entry.value for entry in status.values})
         for message, _ in self._results.take():
             self._state.result([(entry.label, entry.score) for entry in read_classification(message)])
+            self._result = (stamp_ns(message.header), time.monotonic())
         for message, _ in self._actuator.take():
             self._state.actuator(message.data)
         self._state.tick()
@@ -113,19 +120,32 @@ class DashboardNode(ManagedNode[DashboardParameters]):
     def _watch(self, wanted: bool) -> None:
         """Have the picture's topic subscribed to exactly while it is ``wanted``."""
         if wanted and self._picture is None:
-            self._picture = Polled(self, Image, 'image_preprocessed', FRAME_QOS, raw=True)
+            self._picture = Polled(self, Image, 'image_preprocessed', PICTURES_QOS, raw=True)
         elif not wanted and self._picture is not None:
             self._picture.close()
             self._picture = None
+            self._held.clear()
+
+    def _newest(self) -> Any:
+        """The picture that the newest result is of, the newest one when no results come; None when it was given before."""
+        for data, _ in self._picture.take() if self._picture is not None else ():
+            taken = read_image(data)
+            self._held[stamp_ns(taken.header)] = taken
+        of_result, came_s = self._result
+        waits = time.monotonic() - came_s < RESULT_PATIENCE_S
+        chosen = of_result if waits or of_result in self._held else next(reversed(self._held), 0)
+        image = self._held.get(chosen)
+        self._held = dict([entry for entry in self._held.items() if image is None or entry[0] > chosen][-PICTURES_QOS.depth:])
+        return image
 
     def _encoded(self) -> str | None:
-        """A data: URL of the newest picture, None when none has come since the last call."""
-        taken = list(self._picture.take()) if self._picture is not None else []
-        if not taken:
+        """A data: URL of the ``_newest`` picture."""
+        newest = self._newest()
+        if newest is None:
             return None
         import cv2  # only while somebody watches
 
-        image, order = image_array(read_image(taken[-1][0]))
+        image, order = image_array(newest)
         larger = max(image.shape) / MAX_PICTURE_PX
         if larger > 1:
             image = cv2.resize(image, (round(image.shape[1] / larger), round(image.shape[0] / larger)), interpolation=cv2.INTER_AREA)

@@ -1,5 +1,6 @@
 """The dashboard's ROS side: nothing for nobody, one picture for all, orders that reach the actuator."""
 
+import base64
 import http.client
 import json
 import re
@@ -12,13 +13,23 @@ from bench import image_bytes, wait_for
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
 from sensor_msgs.msg import Image
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, Header
+from vision_msgs.msg import Classification
 
 pytest.importorskip('aiohttp')
 
+from edge_resnet.conversions import classification_message
+from edge_resnet.nodes import dashboard_node
 from edge_resnet.nodes.actuator_node import ActuatorNode
 from edge_resnet.nodes.dashboard_node import MAX_PICTURE_PX, DashboardNode
+from edge_resnet.pipeline.postprocessing import Score
 from edge_resnet.web import server
+
+
+def header(stamp_ns):
+    message = Header()
+    message.stamp.nanosec = stamp_ns
+    return message
 
 
 class Page:
@@ -83,8 +94,6 @@ def test_a_picture_is_encoded_once_for_all_pages_and_small(bench, dashboard):
     assert (len(pictures), dashboard.counts['pictures']) == (1, 1)
     kind, data = pictures.pop().split(',')
     assert kind == 'data:image/jpeg;base64'
-    import base64
-
     image = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
     assert image.shape == (320, MAX_PICTURE_PX, 3)
     assert np.abs(image[100, 100].astype(int) - (20, 60, 200)).max() < 8, 'red stays red'
@@ -92,6 +101,23 @@ def test_a_picture_is_encoded_once_for_all_pages_and_small(bench, dashboard):
     images.publish(b'\0\1\0\0 no image')
     wait_for(lambda: dashboard.counts['errors'] == 1, 'a fault')
     assert pages[0].event(), 'and the node lives'
+
+
+def test_the_picture_is_the_one_that_the_label_is_of(bench, dashboard, monkeypatch):
+    cv2 = pytest.importorskip('cv2')
+    monkeypatch.setattr(dashboard_node, 'RESULT_PATIENCE_S', 1e9)
+    page = Page(dashboard)
+    images, results = bench.publisher(Image, 'image_preprocessed'), bench.publisher(Classification, 'classification')
+    results.publish(classification_message(header(1), [Score('grey', 1.0)]))
+    page.event(lambda event: event['result']['top'])
+    for stamp_ns in (20, 30, 40):
+        images.publish(image_bytes(stamp_ns, np.full((48, 64, 3), 5 * stamp_ns, np.uint8)))
+        time.sleep(0.05)
+    results.publish(classification_message(header(30), [Score('brighter', 1.0)]))
+    event = page.event(lambda event: event['picture'])
+    assert event['result']['top'][0][0] == 'brighter'
+    pixels = cv2.imdecode(np.frombuffer(base64.b64decode(event['picture'].split(',')[1]), np.uint8), cv2.IMREAD_COLOR)
+    assert np.abs(pixels.astype(int) - 150).max() < 8
 
 
 def test_stop_and_arm_reach_the_actuator(bench, dashboard, tmp_path):
