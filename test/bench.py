@@ -94,14 +94,16 @@ class Bench:
         return newest
 
     def close(self) -> None:
-        for node, executor, _ in self._running:
-            if hasattr(node, 'make_safe'):
-                node.make_safe()
-            executor.shutdown(timeout_sec=1.0)
-        for node, _, thread in self._running:
-            thread.join(2.0)
-            node.destroy_node()
-        rclpy.try_shutdown()
+        try:
+            for node, executor, _ in self._running:
+                if hasattr(node, 'make_safe'):
+                    node.make_safe()
+                executor.shutdown(timeout_sec=1.0)
+            for node, _, thread in self._running:
+                thread.join(2.0)
+                node.destroy_node()
+        finally:
+            rclpy.try_shutdown()
 
 
 def image_bytes(stamp_ns: int, image: np.ndarray | None = None, encoding: str = 'rgb8', frame_id: str = 'lens') -> bytes:

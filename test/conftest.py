@@ -12,6 +12,10 @@ os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 os.environ['ROS_DOMAIN_ID'] = str(102 + os.getpid() % 100)
 
 
+def pytest_addoption(parser):  # of test/faults; pytest asks only this file, unless it is given folders
+    parser.addoption('--faults', action='store_true', help='every fault as often as docs/faults.md says, and the table')
+
+
 @pytest.fixture
 def root() -> Path:
     """The source tree."""

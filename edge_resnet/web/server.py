@@ -98,6 +98,7 @@ class DashboardServer:
         self._page = (STATIC / 'index.html').read_text(encoding='utf-8').replace('{{token}}', self._token)
         self._viewers: set[Viewer] = set()
         self._tasks: set[asyncio.Task] = set()
+        self._closing = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name='dashboard server', daemon=True)
 
@@ -151,6 +152,7 @@ class DashboardServer:
         return self._runner.addresses[0][1]
 
     async def _close(self) -> None:
+        self._closing = True  # before Python 3.12 wait_for may swallow a cancellation
         for task in self._tasks:
             task.cancel()
         await self._runner.cleanup()
@@ -195,7 +197,7 @@ class DashboardServer:
             request.transport.get_extra_info('socket').setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         try:
             await response.write(b'retry: 1000\n\n')
-            while True:
+            while not self._closing:
                 await asyncio.wait_for(response.write(await viewer.take()), STUCK_S)
         except asyncio.TimeoutError:
             if request.transport is not None:

@@ -59,10 +59,6 @@ class Row:
 TABLE = {number: Row(number) for number in ROWS}
 
 
-def pytest_addoption(parser):
-    parser.addoption('--faults', action='store_true', help='every fault as often as docs/faults.md says, and the table')
-
-
 def pytest_configure(config):
     config.addinivalue_line('markers', 'row(number): tries this row of test/faults/rows.py')
     for row in TABLE.values():
