@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from xml.etree import ElementTree
@@ -16,6 +17,7 @@ from rclpy.node import Node
 from edge_resnet.deployment import ENCLAVES, NODES
 from edge_resnet.nodes.pipeline import factory
 
+DOMAIN_ID = 202 + os.getpid() % 20  # where no other nodes of these names are
 SETTLED_S = 2.0  # without a change in the graph
 Permissions = dict[str, set[str]]  # e.g. 'topics publish' -> names
 
@@ -30,7 +32,7 @@ def permissions(node: Node, name: str) -> Permissions:
 
 def of_the_graph() -> dict[str, Permissions]:
     """The permissions of every node of the pipeline, made here and active, once the graph has come to rest."""
-    rclpy.init(args=['--ros-args', '--log-level', 'error'])
+    rclpy.init(args=['--ros-args', '--log-level', 'error'], domain_id=DOMAIN_ID)
     nodes = {name: factory(name)() for name in NODES}
     try:
         for node in nodes.values():
