@@ -166,6 +166,15 @@ class ManagedNode(LifecycleNode, Generic[P]):
         self.make_safe()
         return TransitionCallbackReturn.SUCCESS  # back to unconfigured, from where it can be tried again
 
+    def _LifecycleNodeMixin__on_change_state(self, request: Any, response: Any) -> Any:  # rclpy's, by its mangled name
+        """The service's answer; a transition that the present state doesn't have is refused, where rclpy would end the node."""
+        try:
+            return super()._LifecycleNodeMixin__on_change_state(request, response)
+        except Exception as error:
+            self.fault('lifecycle', f'transition {request.transition.label or request.transition.id} refused: {error}')
+            response.success = False
+            return response
+
     def make_safe(self) -> None:
         """Stop everything and release it, whatever state the node is in; called at exit too."""
         self.active = self._configured = False
