@@ -24,9 +24,9 @@ from edge_resnet.hardware.actuators import open_actuator
 BEAT_S = 0.05  # at most one beat in this time; the owner writes more often
 SILENCE_S = 0.3  # of an owner whose actuator is on
 RETRY_S, GIVE_UP_S = 0.02, 60.0
-RESTART_S = 1.0  # at most one new guard in this time
+START_S, RESTART_S = 5.0, 1.0  # what a guard may take to start; at most one new guard in the second
 SOCKET_BYTES = 32_768  # about 80 beats, so that a guard that is stopped is noticed after a few seconds
-ON, OFF = b'1', b'0'
+ON, OFF, READY = b'1', b'0', b'r'
 
 
 class GuardedActuator:
@@ -42,7 +42,11 @@ class GuardedActuator:
         self._told_on, self._beat_at, self._started_at = False, 0.0, 0.0
         self._guard: subprocess.Popen | None = None
         self._socket: socket.socket | None = None
-        self._start()
+        try:
+            self._start()
+        except BackendError:
+            self._actuator.close()
+            raise
 
     def write(self, on: bool) -> None:
         try:
@@ -67,12 +71,17 @@ class GuardedActuator:
                     self._guard.wait(1.0)
 
     def _start(self) -> None:
+        """Start a guard and wait until it listens: before that it would notice no death in time."""
         self._started_at = time.monotonic()
         self._socket, inherited = socket.socketpair()
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         with inherited:
             self._guard = subprocess.Popen(self._command, stdin=inherited.fileno(), start_new_session=True)  # out of reach of Ctrl-C
+        if not select.select([self._socket], [], [], START_S)[0] or self._socket.recv(1) != READY:
+            self._guard.kill()
+            self._dismiss()
+            raise BackendError(f'the guard process did not start within {START_S:g} s')
 
     def _tell(self, state: bytes) -> None:
         now = time.monotonic()
@@ -84,12 +93,14 @@ class GuardedActuator:
             if self._socket is None:
                 raise BackendError('the guard process is gone, off until there is a new one')
             self._socket.send(state)
+        except BackendError:
+            raise
         except OSError as error:  # ended, or stopped and its socket full
             if self._guard is not None:
                 self._guard.kill()  # no use any more, and it may not wake up and switch later on
             if state == OFF:  # nothing is left to be guarded
                 return self._dismiss()
-            raise error if isinstance(error, BackendError) else BackendError(f'the guard process does not listen ({error.strerror})') from error
+            raise BackendError(f'the guard process does not listen ({error.strerror})') from error
         self._told_on, self._beat_at = state == ON, now
 
     def _leave_off(self) -> None:
@@ -155,6 +166,8 @@ def main(argv: list[str]) -> int:
         drive_off(backend, gpio_pin=int(pin), state_file=Path(state_file), active_high=active_high == '1', owner=int(owner))
 
     with socket.socket(fileno=os.dup(sys.stdin.fileno())) as beats:
+        with contextlib.suppress(OSError):  # the owner may be dead already, which watch tells
+            beats.send(READY)
         try:
             watch(beats, off)
         except BackendError as error:

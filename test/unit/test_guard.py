@@ -56,7 +56,7 @@ def owner(file):
     """(process that keeps the actuator on, pid of its guard)."""
     process = subprocess.Popen([sys.executable, '-c', OWNER, str(file)], stdout=subprocess.PIPE, text=True)
     pid = int(process.stdout.readline())
-    wait_for(lambda: is_listening(pid), 'the guard')
+    assert is_listening(pid), 'before it could be on'
     yield process, pid
     process.kill()
     process.wait()
@@ -168,6 +168,18 @@ def test_without_a_guard_it_does_not_go_on_and_a_new_one_comes(actuator, file):
     actuator.write(True)
     assert file.read_text() == '1\n'
     assert actuator._guard.pid != first
+
+
+@pytest.mark.parametrize('command', ['exit 3', 'exec sleep 60'])
+def test_without_a_guard_nothing_starts(file, monkeypatch, tmp_path, command):
+    python = tmp_path / 'python'
+    python.write_text(f'#!/bin/sh\n{command}\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, 'executable', str(python))
+    monkeypatch.setattr(guard, 'START_S', 0.3)
+    with pytest.raises(BackendError, match=r'the guard process did not start within 0\.3 s'):
+        GuardedActuator('simulated', gpio_pin=17, state_file=file)
+    assert file.read_text() == '0\n'
 
 
 def test_a_guard_that_is_stopped_is_noticed(actuator, file, monkeypatch):
