@@ -205,7 +205,8 @@ def test_without_arguments_samples_play_and_ctrl_c_ends_it(launch, bench):
 
 # Each argument, by what a user would see of it. Every argument of the launch file has to be in one of these two launches.
 FIRST = ('namespace', 'params_file', 'model', 'source', 'image_topic', 'image_transport', 'log_level')
-SECOND = ('composed', 'use_camera', 'autostart', 'use_sim_time', 'actuator_backend')
+SECOND = ('composed', 'use_camera', 'autostart', 'use_sim_time', 'actuator_backend', 'board', 'record_to', 'overlay', 'dashboard', 'dashboard_host',
+          'dashboard_port')
 
 
 def test_no_argument_is_forgotten_here():
@@ -228,15 +229,18 @@ def test_arguments_reach_their_nodes_in_a_namespace(launch, bench, tiny):
     assert launched.end() == 0
 
 
-def test_composed_arguments_reach_every_node(launch, bench):
-    nodes = set(STARTED) - {'camera'}
+def test_composed_arguments_reach_every_node(launch, bench, tmp_path):
+    nodes = {*STARTED, 'overlay', 'dashboard'} - {'camera'}
     graph = Graph(bench)
-    launched = launch('composed:=true', 'use_camera:=false', 'autostart:=False', 'use_sim_time:=True', 'actuator_backend:=gpio')
+    launched = launch('composed:=true', 'use_camera:=false', 'autostart:=False', 'use_sim_time:=True', 'actuator_backend:=gpio', 'board:=simulated',
+                      f'record_to:={tmp_path}', 'overlay:=true', 'dashboard:=true', 'dashboard_host:=localhost', 'dashboard_port:=0')
     wait_until(lambda: graph.nodes() == {f'/{node}' for node in nodes}, 'the nodes without a camera', launched)
     assert launched.pids().keys() == {'pipeline'}
     assert {graph.state(node) for node in nodes} == {'unconfigured'}
     assert {graph.parameter(node, 'use_sim_time') for node in nodes} == {True}
-    assert graph.parameter('actuator', 'backend') == 'gpio'
+    given = (('actuator', 'backend', 'gpio'), ('thermal_monitor', 'board', 'simulated'), ('latency_monitor', 'record_to', str(tmp_path)),
+             ('dashboard', 'host', 'localhost'), ('dashboard', 'port', 0))
+    assert [graph.parameter(node, name) for node, name, _ in given] == [value for *_, value in given]
     assert launched.end() == 0
     assert not launched.left()
 
