@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(Path(__file__).parent))  # test/tiny_model.py and test/bench.py for all test folders
+sys.path.insert(0, str(Path(__file__).parent))  # test/tiny_model.py, test/bench.py and test/clock.py for all test folders
+from clock import Clock  # noqa: E402
+
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 os.environ['ROS_DOMAIN_ID'] = str(102 + os.getpid() % 100)
 
@@ -20,3 +22,8 @@ def pytest_addoption(parser):  # of test/faults; pytest asks only this file, unl
 def root() -> Path:
     """The source tree."""
     return ROOT
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()

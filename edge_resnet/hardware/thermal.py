@@ -59,9 +59,9 @@ class ThermalReader:
         self._zone = self._find_zone()
 
     def read(self) -> ThermalReading:
+        bits, since_boot = self._throttled()  # first: temperature and clock are then never older than the flags
         millidegrees = None if self._zone is None else self._number(self._zone / 'temp')
         kilohertz = self._number(self._root / 'sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq')
-        bits, since_boot = self._throttled()
         load = self._text(self._root / 'proc/loadavg').split()
         memory = dict(line.split(':', 1) for line in self._text(self._root / 'proc/meminfo').splitlines() if ':' in line)
         temperature = None if millidegrees is None else millidegrees / 1000
@@ -195,6 +195,7 @@ class FakeBoard:
         self.set(temperature_c, clock_mhz, throttle_bits)
 
     def set(self, temperature_c: float, clock_mhz: float = 1500.0, throttle_bits: int = 0) -> None:
+        """The flags last: a reader that sees them sees the rest."""
         self._write('sys/class/thermal/thermal_zone0/temp', str(round(temperature_c * 1000)))
         self._write('sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq', str(round(clock_mhz * 1000)))
         self._write('sys/devices/platform/soc/soc:firmware/get_throttled', f'{throttle_bits:x}')

@@ -14,7 +14,6 @@ from typing import Any, Generic, TypeVar
 
 from builtin_interfaces.msg import Duration
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -27,6 +26,7 @@ from edge_resnet.exceptions import EdgeResnetError, ParameterError, ResultError
 from edge_resnet.nodes.frames import FRAME_QOS, FrameOutput, Gate, local_topic, overridable, request_topic
 from edge_resnet.nodes.parameters import NodeParameters
 from edge_resnet.pipeline.demand import FrameDemand
+from edge_resnet.pipeline.latency import LOST, SUPERSEDED
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
@@ -463,7 +463,7 @@ class FrameInput:
         self._node.counts[f'{self._topic} received'] = self.received
         health.values.update({
             'Input rate (Hz)': self._node.rate(f'{self._topic} received'), 'Input received': self.received,
-            'Input superseded': self.superseded, 'Input lost in transport': self.lost, 'Input refused': self.refused})
+            SUPERSEDED: self.superseded, LOST: self.lost, 'Input refused': self.refused})
         if self.qos_conflict:
             health.report(WARN, f'incompatible QoS on {self.qos_conflict}')
 
@@ -478,21 +478,16 @@ class FrameInput:
             self._node.destroy_publisher(self._requests)
 
 
-class NeverWaited(MutuallyExclusiveCallbackGroup):
-    """What is in it is left out of the executor's wait set."""
-
-    def can_execute(self, entity: Any) -> bool:
-        return False
-
-
 class Polled:
     """A topic of small records that the node's own timer drains a few times a second: a message costs 0.007 ms that way, and some 0.1 ms
     through rclpy's executor. Messages are CDR bytes if ``raw``."""
 
     def __init__(self, node: ManagedNode, kind: type, topic: str, qos: QoSProfile = POLLED_QOS, *, raw: bool = False) -> None:
         self._node, self._kind, self._raw = node, kind, raw
+        gate = Gate()
+        gate.open = False
         self._subscription = node.create_subscription(
-            kind, topic, lambda message: None, qos, raw=raw, callback_group=NeverWaited(),
+            kind, topic, lambda message: None, qos, raw=raw, callback_group=gate,
             event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
 
     def take(self) -> Iterator[tuple[Any, dict[str, Any]]]:

@@ -28,7 +28,7 @@ from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
 from edge_resnet.pipeline.bundle import find_shared
 from edge_resnet.pipeline.demand import FrameDemand
-from edge_resnet.pipeline.latency import CAPTURED
+from edge_resnet.pipeline.latency import CAPTURED, OVERWRITTEN
 from edge_resnet.pipeline.postprocessing import Score
 
 FOCAL_RATIO = 0.829  # focal length over image width of a Camera Module 2: 3.04 mm over its 3.68 mm sensor, 62.2 degrees across
@@ -177,7 +177,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         self.counts['captured'] = grabber.captured
         health.values.update({
             'Frame rate (Hz)': self.rate('captured'), 'Requested rate (Hz)': self.parameters.framerate, 'Captured': grabber.captured,
-            'Published': self.counts['published'], 'Overwritten before publishing': grabber.overwritten,
+            'Published': self.counts['published'], OVERWRITTEN: grabber.overwritten,
             'Source failures': grabber.failures, 'Source hangs': grabber.hangs})
 
     def fault_once(self, error: str) -> None:

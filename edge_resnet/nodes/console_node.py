@@ -18,10 +18,9 @@ from edge_resnet.conversions import read_classification, stamp_ns
 from edge_resnet.nodes.base import FRAME_QOS, LATCHED_QOS, RECORD_QOS, ManagedNode, Polled, StageTimes
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
-from edge_resnet.pipeline.latency import SLICES, StageJoiner, percentile
+from edge_resnet.pipeline.latency import DROPS, SLICES, StageJoiner, percentile
 
 KEPT = 64
-DROPS = ('Input superseded', 'Input lost in transport', 'Overwritten before publishing')  # what nodes tell of frames that they missed
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from edge_resnet.nodes.runner import run
 from edge_resnet.nodes.thermal_monitor_node import reading_of
 from edge_resnet.pipeline.latency import (
     ACTUATOR_COMMANDED,
+    DROPS,
     METRICS,
     PARTS,
     QUANTILES,
@@ -39,7 +40,6 @@ from edge_resnet.pipeline.recording import BOARD, Recorder
 
 POLL_S, FLUSH_S = 0.2, 0.8  # every fourth poll
 TOPICS = (*SLICES, 'frame_age_at_inference')  # latency/NAME_ms
-DROPS = {'Input superseded': 'superseded', 'Input lost in transport': 'lost', 'Overwritten before publishing': 'overwritten'}
 BOARD_STALE_S = 5.0  # after which the thermal monitor's word counts no more
 OUT_OF_SYNC_MS = 50.0  # far above the 1 ms that a record takes, and above what a busy machine makes of that
 
@@ -103,11 +103,12 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
             self._recorder = None
 
     def _poll(self) -> None:
-        if self._stages is None or self._healths is None:
+        stages, healths = self._stages, self._healths  # the main thread takes them away at the end
+        if stages is None or healths is None:
             return
         self._check_clock()
         frames = []
-        for source, frame_ns, time_ns, info in self._stages.records():
+        for source, frame_ns, time_ns, info in stages.records():
             latency = self._joiner.add(source, frame_ns, time_ns)
             if latency is not None:
                 frames.append(latency)
@@ -120,7 +121,7 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
         if time.monotonic() - self._board_s > BOARD_STALE_S:
             self._board = ThermalReading()
         self._statistics.add(frames)
-        for array, _ in self._healths.take():
+        for array, _ in healths.take():
             for status in array.status:
                 self._listen(self._on_health, status, stamp_ns(array.header))
         for message, _ in self._configurations.take():

@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edge_resnet.pipeline.drift import MAX_CAST_PERCENT, MAX_LEVELS, MIN_SHARPNESS_PERCENT
-from edge_resnet.pipeline.latency import QUANTILES, SLICES, FrameLatency, StageJoiner, percentile, percentiles
+from edge_resnet.pipeline.latency import DROPS, LOST, OVERWRITTEN, QUANTILES, SLICES, SUPERSEDED, FrameLatency, StageJoiner, percentile, percentiles
 
 HISTORY_S = 300
 MAX_STATUSES, MAX_TEXT = 100, 300  # /diagnostics is open to everybody
-SUPERSEDED, LOST = 'Input superseded', 'Input lost in transport'
 HOPS = {  # node that counts -> (hop, its rate, what it missed)
-    'camera': ('source → camera', 'Frame rate (Hz)', ('Overwritten before publishing',)),
+    'camera': ('source → camera', 'Frame rate (Hz)', (OVERWRITTEN,)),
     'preprocess': ('camera → preprocess', 'Input rate (Hz)', (SUPERSEDED, LOST)),
     'inference': ('preprocess → inference', 'Input rate (Hz)', (SUPERSEDED, LOST)),
     'actuator': ('inference → actuator', 'Input rate (Hz)', (SUPERSEDED, LOST)),
@@ -39,7 +38,7 @@ class Status:
     def __init__(self, level: int, message: str, values: Mapping[str, str], heard_s: float, before: Status | None) -> None:
         self.level, self.message, self.heard_s = level, message[:MAX_TEXT], heard_s
         self.values = {key[:MAX_TEXT]: value[:MAX_TEXT] for key, value in list(values.items())[:MAX_STATUSES]}
-        missed = [number(self.values.get(name)) for name in ('Overwritten before publishing', SUPERSEDED, LOST)]
+        missed = [number(self.values.get(name)) for name in DROPS]
         self.missed = sum(value for value in missed if value is not None)
         passed_s = heard_s - before.heard_s if before else 0.0
         self.missed_hz = max(0.0, self.missed - before.missed) / passed_s if before and passed_s > 0 else 0.0

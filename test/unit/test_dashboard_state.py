@@ -10,18 +10,6 @@ from edge_resnet.web.state import HISTORY_S, MAX_STATUSES, LiveState, number
 MS = 1_000_000
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def state(clock):
     return LiveState('/robot1', clock)
@@ -34,7 +22,7 @@ def frame(state, stamp_ns, ready_ms=3, done_ms=20, commanded_ms=21):
 
 def seconds(state, clock, count=1):
     for _ in range(count):
-        clock.now += 1.0
+        clock.now_s += 1.0
         state.tick()
 
 
@@ -50,7 +38,7 @@ def test_ages_grow_when_the_topics_stop(state, clock):
     state.result([('red', 0.9), ('green', 0.1)])
     frame(state, 5 * MS)
     state.diagnostic('robot1/actuator', 0, 'off: red at 0.20', {'Armed': '1', 'On': '0', 'Stopped': '0'})
-    clock.now += 3.2
+    clock.now_s += 3.2
     shown = state.snapshot()
     assert [shown[part]['age_s'] for part in ('result', 'latency', 'actuator')] == [pytest.approx(3.2)] * 3
     assert shown['nodes'][0]['age_s'] == pytest.approx(3.2)
@@ -75,7 +63,7 @@ def test_drops_a_second_are_between_two_reports_of_a_hop_and_a_restart_is_none(s
         state.diagnostic('robot1/inference', 0, 'OK', {'Input superseded': str(superseded), 'Input lost in transport': '2', 'Input rate (Hz)': '10'})
 
     report(10)
-    clock.now += 2.0
+    clock.now_s += 2.0
     report(50)
     seconds(state, clock)
     assert state.points[-1]['drops'] == {'inference': 20.0}

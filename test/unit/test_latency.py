@@ -6,6 +6,7 @@ import itertools
 import math
 
 import pytest
+from clock import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -157,13 +158,6 @@ def test_what_inference_does():
 
 
 # Statistics
-
-class Clock:
-    now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
 
 @given(st.lists(st.floats(0.002, 59_000), min_size=1, max_size=200))
 def test_percentiles_since_the_start_are_right_to_a_percent(values):

@@ -21,18 +21,6 @@ T0 = 1_700_000_000 * 10 ** 9
 FRAME = {**dict.fromkeys(METRICS, 1.0), 'temperature_c': 61.5, 'clock_mhz': 1500.0, 'throttle_bits': 0, 'simulated': False}
 
 
-class Clock:
-    now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 def record(recorder, count=10, first=0, **changes):
     for number in range(first, first + count):
         recorder.write('frames', T0 + number * 33_000_000, {'stamp_ns': T0 + number * 33_000_000, **FRAME, 'total': float(number), **changes})

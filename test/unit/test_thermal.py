@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from clock import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -163,16 +164,9 @@ def test_this_machine_can_be_read():
 
 # The simulated board
 
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 def run_board(minutes: float, load: float = 1.0, **cooling) -> list[tuple[float, ThermalReading]]:
     """(s, reading) once a second."""
-    clock = Clock()
+    clock = Clock(0.0)
     board, readings = SimulatedPi4(load=lambda: load, clock=clock, **cooling), []
     for second in range(round(minutes * 60)):
         clock.now_s = float(second)
@@ -215,7 +209,7 @@ def test_an_idle_board_stays_as_it_is():
 
 
 def test_how_often_it_is_asked_makes_no_difference():
-    clock, other = Clock(), Clock()
+    clock, other = Clock(0.0), Clock(0.0)
     often, seldom = SimulatedPi4(clock=clock), SimulatedPi4(clock=other)
     for step in range(1, 1001):
         clock.now_s = step / 10
