@@ -3,37 +3,57 @@
     make bench-monitoring
 
 On, it is active: every stage publishes its records, the monitor joins them, publishes and, with --record, writes them down. Off, it is
-deactivated, and no stage publishes a record. The processor time is that of all processes of the pipeline; latency is the age of each
-classification when it reaches this process, which listens to nothing else in either case.
+deactivated, and no stage publishes a record. The processor time is that of all processes of the pipeline. The latency is `total`: the
+actuator's process notes stamp and time of command of each frame, in a file, from where it tells the stage, on and off alike. So what
+noting costs is in both and not in the difference; what making, sending and reading records does to the frames is in the difference.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import rclpy
 from footprint import cpu_s
 from lifecycle_msgs.srv import ChangeState
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from vision_msgs.msg import Classification
 
 from edge_resnet.conversions import stamp_ns
 from edge_resnet.deployment import plan, transport_environment
-from edge_resnet.nodes.base import FRAME_QOS
-from edge_resnet.pipeline.latency import percentile
+from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED, percentile
 
 ACTIVATE, DEACTIVATE = 3, 4  # lifecycle_msgs/Transition
+MODEL = 'mobilenetv3_small_minimalistic_traffic_lights'  # fast, so that every frame gets through
+
+
+def node(noted: str, name: str, arguments: list[str]) -> int:
+    """Be executable ``name``, and note the stamp and the time of command of each frame in file ``noted``, both in ns."""
+    if name in ('actuator_node', 'pipeline'):
+        from edge_resnet.nodes.actuator_node import ActuatorNode
+
+        file, tell = os.open(noted, os.O_WRONLY | os.O_APPEND), ActuatorNode.stage
+
+        def stage(self: ActuatorNode, source: str, header: Any, time_ns: int) -> None:
+            if source == ACTUATOR_COMMANDED:
+                os.write(file, struct.pack('<qq', stamp_ns(header), time_ns))
+            tell(self, source, header, time_ns)
+
+        ActuatorNode.stage = stage  # type: ignore[method-assign]
+    return import_module(f'edge_resnet.nodes.{name}').main([name, *arguments])
 
 
 def main(argv: list[str] | None = None) -> int:
+    if sys.argv[1:2] == ['node']:
+        return node(sys.argv[2], sys.argv[3], sys.argv[4:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=8, help='of off and on')
     parser.add_argument('--seconds', type=float, default=10.0, help='length of each half of a round')
@@ -43,40 +63,30 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
-    given = dict(text.split(':=', 1) for text in args.arguments)
+    given = {'model': MODEL, **dict(text.split(':=', 1) for text in args.arguments)}
     with tempfile.TemporaryDirectory() as folder:
         if args.record:
             given['record_to'] = folder
-        deployment = plan({'log_level': 'warn', **given})
-        children = [subprocess.Popen([sys.executable, '-m', f'edge_resnet.nodes.{name}', *arguments], stderr=subprocess.DEVNULL,
-                                     env={**os.environ, **transport_environment(os.environ)}) for name, arguments in deployment.executables.items()]
+        deployment, noted = plan({'log_level': 'warn', **given}), Path(folder, 'noted')
+        noted.touch()
+        environment = {**os.environ, **transport_environment(os.environ)}
+        children = {name: subprocess.Popen([sys.executable, __file__, 'node', str(noted), name, *arguments], env=environment,
+                                           stderr=subprocess.DEVNULL) for name, arguments in deployment.executables.items()}
         try:
-            report(*measure(args, {name: child.pid for name, child in zip(deployment.executables, children, strict=True)}))
+            report(*measure(args, {name: child.pid for name, child in children.items()}, noted))
         finally:
-            for child in children:
+            for child in children.values():
                 child.send_signal(signal.SIGTERM)
-            for child in children:
+            for child in children.values():
                 child.wait()
     return 0
 
 
-def measure(args: argparse.Namespace, pids: dict[str, int]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+def measure(args: argparse.Namespace, pids: dict[str, int], noted: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Figures of each half, off and on."""
     rclpy.init()
-    node, executor, ages = rclpy.create_node('bench_monitoring'), SingleThreadedExecutor(), []
-
-    def heard(message: Classification) -> None:
-        ages.append((time.time_ns() - stamp_ns(message.header)) / 1e6)
-
-    node.create_subscription(Classification, 'classification', heard, FRAME_QOS)
-    client = node.create_client(ChangeState, 'latency_monitor/change_state')
-    executor.add_node(node)
-
-    def spin() -> None:
-        with contextlib.suppress(ExternalShutdownException):
-            executor.spin()
-
-    threading.Thread(target=spin, daemon=True).start()
+    switch = rclpy.create_node('bench_monitoring')
+    client = switch.create_client(ChangeState, 'latency_monitor/change_state')
     time.sleep(args.settle)
     found: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
     if not client.wait_for_service(20.0):
@@ -87,15 +97,18 @@ def measure(args: argparse.Namespace, pids: dict[str, int]) -> tuple[list[dict[s
         if on != is_on:
             request, is_on = ChangeState.Request(), on
             request.transition.id = ACTIVATE if on else DEACTIVATE
-            client.call(request)
+            answer = client.call_async(request)
+            rclpy.spin_until_future_complete(switch, answer, timeout_sec=20.0)
+            if answer.result() is None or not answer.result().success:
+                raise SystemExit('latency_monitor was not switched')
             time.sleep(1.5)
-        ages.clear()
-        before, began = {name: cpu_s(pid) for name, pid in pids.items()}, time.monotonic()
+        before, began, first = {name: cpu_s(pid) for name, pid in pids.items()}, time.monotonic(), noted.stat().st_size
         time.sleep(args.seconds)
         spent = {name: 100 * (cpu_s(pid) - before[name]) / (time.monotonic() - began) for name, pid in pids.items()}
-        monitor = spent.get('latency_monitor_node', 0.0)
+        stamps, commanded = np.fromfile(noted, '<i8', offset=first).reshape(-1, 2).T
+        total_ms, monitor = (commanded - stamps) / 1e6, spent.get('latency_monitor_node', 0.0)
         found[on].append({'cpu': sum(spent.values()), 'monitor': monitor, 'rest': sum(spent.values()) - monitor - spent.get('inference_node', 0.0),
-                          'p50': percentile(list(ages), 50), 'p99': percentile(list(ages), 99), 'rate': len(ages) / args.seconds})
+                          'p50': percentile(total_ms, 50), 'p99': percentile(total_ms, 99), 'rate': len(total_ms) / args.seconds})
     rclpy.try_shutdown()
     return found
 
@@ -103,7 +116,7 @@ def measure(args: argparse.Namespace, pids: dict[str, int]) -> tuple[list[dict[s
 def report(off: list[dict[str, float]], on: list[dict[str, float]]) -> None:
     print(f'{len(on)} rounds, {percentile([half["rate"] for half in on], 50):.1f} Hz; median (least to most)')
     for key, name, unit in (('cpu', 'all processes', '% of a core'), ('monitor', 'latency_monitor', '% of a core'),
-                            ('rest', 'without inference', '% of a core'), ('p50', 'latency p50', 'ms'), ('p99', 'latency p99', 'ms')):
+                            ('rest', 'without inference', '% of a core'), ('p50', 'total p50', 'ms'), ('p99', 'total p99', 'ms')):
         columns = [half[key] for half in off], [half[key] for half in on], [b[key] - a[key] for a, b in zip(off, on, strict=True)]
         print(f'{name:17}', *(f'{label} {percentile(values, 50):7.3f} ({min(values):.3f} to {max(values):.3f})' for label, values in zip(
             ('off', 'on', 'difference'), columns, strict=True)), unit)

@@ -38,6 +38,7 @@ def of_the_graph() -> dict[str, Permissions]:
         for node in nodes.values():
             node.trigger_configure()
             node.trigger_activate()
+        nodes['dashboard']._watch(True)  # as while a page is open
         observer, found, since = Node('policy_observer'), {}, time.monotonic()
         while time.monotonic() - since < SETTLED_S:
             time.sleep(0.1)

@@ -27,13 +27,13 @@ class StampedFrame:
 class FrameGrabber:
     """Opens the source, reads it at its pace, reopens it with growing delay when it fails.
 
-    The mailbox holds one frame: ``take`` empties it, and a newer frame replaces one that nobody took (``overwritten``).
-    ``on_frame`` is called from the capture thread after each frame. A read that hangs is left behind by ``check``,
+    The mailbox holds one frame: ``take`` empties it, and a newer frame replaces one that nobody took. ``on_frame`` is called from the
+    capture thread after each frame, and told whether it replaced one. A read that hangs is left behind by ``check``,
     which starts over on a new thread.
     """
 
     def __init__(self, open_source: Callable[[], CameraSource], framerate: float, clock_ns: Callable[[], int],
-                 on_frame: Callable[[], None] = lambda: None, hang_s: float = HANG_S) -> None:
+                 on_frame: Callable[[bool], None] = lambda replaced: None, hang_s: float = HANG_S) -> None:
         self._open_source, self._period_s, self._clock_ns, self._on_frame = open_source, 1 / framerate, clock_ns, on_frame
         self._hang_s = max(hang_s, 3 * self._period_s)
         self._lock = threading.Lock()
@@ -41,7 +41,7 @@ class FrameGrabber:
         self._thread: threading.Thread | None = None
         self._mailbox: StampedFrame | None = None
         self._alive_at = self._patience_s = 0.0
-        self.captured = self.overwritten = self.failures = self.hangs = 0
+        self.captured = self.failures = self.hangs = 0
         self.error = ''  # why there are no frames now
         self.finished = False  # a source that does not loop came to its end
 
@@ -124,11 +124,10 @@ class FrameGrabber:
             if frame.image.ndim != 3 or frame.image.shape[2] != 3:
                 raise SourceError(f'camera: frame of shape {frame.image.shape}, expected (height, width, 3)')
             with self._lock:
-                self.overwritten += self._mailbox is not None
-                self._mailbox = StampedFrame(frame, stamp_ns - round(frame.age_s * 1e9))
+                replaced, self._mailbox = self._mailbox is not None, StampedFrame(frame, stamp_ns - round(frame.age_s * 1e9))
                 self.captured += 1
             self.error, self._patience_s, self._alive_at = '', self._hang_s, time.monotonic()
-            self._on_frame()
+            self._on_frame(replaced)
             if not source.live:
                 due = max(due + self._period_s, time.monotonic() - self._period_s)  # no burst after a pause
                 self._wait(stop, max(0.0, due - time.monotonic()))

@@ -28,7 +28,7 @@ from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
 from edge_resnet.pipeline.bundle import find_shared
 from edge_resnet.pipeline.demand import FrameDemand
-from edge_resnet.pipeline.latency import CAPTURED, OVERWRITTEN
+from edge_resnet.pipeline.latency import CAPTURED, NOT_ASKED, OVERWRITTEN
 from edge_resnet.pipeline.postprocessing import Score
 
 FOCAL_RATIO = 0.829  # focal length over image width of a Camera Module 2: 3.04 mm over its 3.68 mm sensor, 62.2 degrees across
@@ -98,8 +98,11 @@ class CameraNode(ManagedNode[CameraParameters]):
     def cleanup(self) -> None:
         self._grabber = None
 
-    def _on_frame(self) -> None:
-        """From the capture thread: a frame is in the mailbox."""
+    def _on_frame(self, replaced: bool) -> None:
+        """From the capture thread: a frame is in the mailbox, and has ``replaced`` one that was wanted and not taken in time, or that was not
+        wanted, or not as much as this one."""
+        if replaced:
+            self.counts[OVERWRITTEN if self._demand.wait_s(self._arrived_s) == 0 else NOT_ASKED] += 1
         self._arrived_s = time.monotonic()
         self._demand.seen(self._arrived_s)
         self._demand.every = self._image.every_frame(self._compressed.get_subscription_count())
@@ -177,7 +180,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         self.counts['captured'] = grabber.captured
         health.values.update({
             'Frame rate (Hz)': self.rate('captured'), 'Requested rate (Hz)': self.parameters.framerate, 'Captured': grabber.captured,
-            'Published': self.counts['published'], OVERWRITTEN: grabber.overwritten,
+            'Published': self.counts['published'], OVERWRITTEN: self.counts[OVERWRITTEN], NOT_ASKED: self.counts[NOT_ASKED],
             'Source failures': grabber.failures, 'Source hangs': grabber.hangs})
 
     def fault_once(self, error: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from builtin_interfaces.msg import Duration
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
@@ -20,6 +21,7 @@ from vision_msgs.msg import Classification
 from edge_resnet.conversions import image_array, read_classification, read_image, stamp_ns
 from edge_resnet.exceptions import BackendError
 from edge_resnet.nodes.base import BEST_EFFORT_QOS, FRAME_QOS, LATCHED_QOS, OK, Health, ManagedNode, Polled, StageTimes
+from edge_resnet.nodes.frames import request_topic
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
 from edge_resnet.web.state import LiveState
@@ -54,6 +56,7 @@ class DashboardNode(ManagedNode[DashboardParameters]):
         self._server: DashboardServer | None = None
         self._inputs: list[Polled] = []
         self._picture: Polled | None = None
+        self._requests: Any = None
         self._held: dict[int, Any] = {}  # pictures by their stamps, oldest first
         self._result = (0, 0.0)  # stamp of the newest, and when it came
         self._timer: Any = None
@@ -118,11 +121,14 @@ class DashboardNode(ManagedNode[DashboardParameters]):
                 server.push({**self._state.snapshot(), 'picture': self._encoded()})
 
     def _watch(self, wanted: bool) -> None:
-        """Have the picture's topic subscribed to exactly while it is ``wanted``."""
+        """Have the picture's topic subscribed to exactly while it is ``wanted``, by one who could ask for frames and leaves that to inference:
+        so none is made for the page alone."""
         if wanted and self._picture is None:
+            self._requests = self.create_publisher(Duration, request_topic(self.resolve_topic_name('image_preprocessed')), FRAME_QOS)
             self._picture = Polled(self, Image, 'image_preprocessed', PICTURES_QOS, raw=True)
         elif not wanted and self._picture is not None:
             self._picture.close()
+            self.destroy_publisher(self._requests)
             self._picture = None
             self._held.clear()
 
@@ -133,6 +139,8 @@ class DashboardNode(ManagedNode[DashboardParameters]):
             self._held[stamp_ns(taken.header)] = taken
         of_result, came_s = self._result
         waits = time.monotonic() - came_s < RESULT_PATIENCE_S
+        if not waits and self._picture is not None:
+            self._requests.publish(Duration())  # inference may be asking for none
         chosen = of_result if waits or of_result in self._held else next(reversed(self._held), 0)
         image = self._held.get(chosen)
         self._held = dict([entry for entry in self._held.items() if image is None or entry[0] > chosen][-PICTURES_QOS.depth:])

@@ -19,9 +19,10 @@ STAGES = (CAPTURED, PREPROCESS_STARTED, FRAME_READY, INFERENCE_STARTED, INFERENC
 PARTS = ('capture', 'wait_for_preprocess', 'preprocess', 'wait_for_inference', 'inference', 'wait_for_actuator', 'actuator')
 SLICES = ('camera_to_frame_ready', 'frame_to_inference_done', 'inference_to_actuator', 'total')
 ENDS = (FRAME_READY, INFERENCE_DONE, ACTUATOR_COMMANDED)  # of the three slices
-# The keys under which nodes tell on /diagnostics what they missed, and what that is called here.
+# The keys under which nodes tell on /diagnostics what they missed, and what that is called here. A frame that nobody asked for is no drop.
 SUPERSEDED, LOST, OVERWRITTEN = 'Input superseded', 'Input lost in transport', 'Overwritten before publishing'
 DROPS = {SUPERSEDED: 'superseded', LOST: 'lost', OVERWRITTEN: 'overwritten'}
+NOT_ASKED = 'Not asked for'
 ABSURD_MS = 60_000.0  # no frame is a minute old: that is a clock, not a latency
 SETTLE_S = 5.0  # after which a frame that is not through is given up
 JUMP_S = 0.5  # of a clock against the steady one

@@ -87,6 +87,9 @@ def test_any_width_light_and_dark(page, width, dark):
     page.size(width, 844, dark=dark)
     time.sleep(0.5)
     assert page.run('document.documentElement.scrollWidth') <= width, 'nothing to scroll sideways'
+    ends = page.run("[...document.querySelectorAll('#chart .annotation-text')].map(text => text.getBoundingClientRect().right)")
+    assert len(ends) >= 3
+    assert max(ends) <= width, 'the legends are whole'
     lights = [int(value) for value in re.findall(r'\d+', page.run('getComputedStyle(document.body).backgroundColor'))[:3]]
     assert (max(lights) < 80) == dark
     assert page.run("Math.min(...[...document.querySelectorAll('button')].map(button => button.getBoundingClientRect().height))") >= 44
@@ -119,6 +122,9 @@ def test_when_the_pipeline_stops_the_page_says_since_when(page, robot):
     for card in ('picture', 'latency', 'actuator', 'thermal', 'drift'):
         age = until(lambda card=card: re.fullmatch(r'stale (\d+\.\d) s', page.stale(card)), f'{card} to be stale')[1]
         until(lambda card=card, age=age: float(re.search(r'[\d.]+', page.stale(card))[0]) > float(age), 'it grows')
+    bars = "[...document.querySelector('#chart .barlayer .trace').querySelectorAll('path')].filter(bar => bar.getBBox().height > 0).length"
+    until(lambda: page.run('!points.at(-1).ms'), 'a second without a frame')
+    assert page.run(f'points.filter(point => point.ms).length - {bars}') == 0, 'it is a gap'
     assert page.text('on') == 'unknown'
     silent = "[...document.querySelectorAll('#nodes summary')].filter(node => node.textContent.includes('silent')).length"
     until(lambda: page.run(silent) == 6, 'all but the dashboard silent')

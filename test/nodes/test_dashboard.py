@@ -14,6 +14,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
 from sensor_msgs.msg import Image
 from std_msgs.msg import Bool, Header
+from std_srvs.srv import SetBool
+from test_demand_flow import Chain
 from vision_msgs.msg import Classification
 
 pytest.importorskip('aiohttp')
@@ -118,6 +120,30 @@ def test_the_picture_is_the_one_that_the_label_is_of(bench, dashboard, monkeypat
     assert event['result']['top'][0][0] == 'brighter'
     pixels = cv2.imdecode(np.frombuffer(base64.b64decode(event['picture'].split(',')[1]), np.uint8), cv2.IMREAD_COLOR)
     assert np.abs(pixels.astype(int) - 150).max() < 8
+
+
+@pytest.mark.parametrize('shared', [True, False], ids=['handed over', 'published'])
+def test_a_page_sees_what_the_model_sees_and_gives_nobody_work(bench, dashboard, paper_bundle, shared):
+    chain = Chain(bench, paper_bundle, shared)
+    wait_for(lambda: len(chain.results) > 3, 'results')
+    page = Page(dashboard)
+    page.event(lambda event: event['picture'])
+
+    def rest():  # on a machine that is busy with something else, frames may come late and be asked for again
+        pictures = dashboard.counts['pictures']
+        captured, published, preprocessed, results = chain.during(4)
+        now_s = time.monotonic() - dashboard._state._begun
+        assert page.event(lambda event: event['t'] > now_s), 'it is open all the time'
+        return captured > 3 * results and max(published, preprocessed) <= results + 1 and dashboard.counts['pictures'] > pictures
+
+    wait_for(rest, 'rest', 60.0)
+    client = bench.probe.create_client(SetBool, 'inference/enable')
+    assert client.wait_for_service(10.0)
+    wait_for(client.call_async(SetBool.Request(data=False)).done, 'the answer')
+    pictures = dashboard.counts['pictures']
+    wait_for(lambda: dashboard.counts['pictures'] > pictures + 5, 'pictures without a model')
+    page.close()
+    chain.close()
 
 
 def test_stop_and_arm_reach_the_actuator(bench, dashboard, tmp_path):

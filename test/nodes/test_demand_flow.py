@@ -17,6 +17,7 @@ from edge_resnet.nodes.base import FRAME_QOS
 from edge_resnet.nodes.camera_node import CameraNode
 from edge_resnet.nodes.inference_node import InferenceNode
 from edge_resnet.nodes.preprocess_node import PreprocessNode
+from edge_resnet.pipeline.latency import NOT_ASKED, OVERWRITTEN
 
 HZ, SERVICE_S = 20.0, 0.25
 
@@ -90,6 +91,19 @@ def test_an_outside_subscriber_gets_every_frame_and_when_it_leaves_the_others_re
         assert chain.camera._grabber.captured - sent < 40, 'about each frame that was captured'
         chain.bench.probe.destroy_subscription(subscription)
         wait_for(lambda: chain.during(3)[1] <= 5, 'rest', 60.0)
+
+
+def test_a_frame_that_nobody_asked_for_is_no_drop(bench):
+    camera, newest = bench.start(CameraNode, source='synthetic', framerate=50.0, image_width=64, image_height=48), bench.diagnostics('camera')
+    wait_for(lambda: int(newest().get(NOT_ASKED, 0)) > 5, 'frames that nobody wants')
+    assert newest()[OVERWRITTEN] == newest()['Published'] == '0'
+    bench.listen(Image, 'image_raw', qos_profile_sensor_data)
+    wait_for(lambda: camera.counts['published'] > 3, 'frames that somebody wants')
+    unwanted, camera.active = camera.counts[NOT_ASKED], False  # as one that is held up before it publishes
+    wait_for(lambda: camera.counts[OVERWRITTEN] > 3, 'drops')
+    assert camera.counts[NOT_ASKED] == unwanted
+    camera.active = True
+    assert abs(camera._grabber.captured - sum(camera.counts[key] for key in ('published', OVERWRITTEN, NOT_ASKED))) <= 1, 'each once'
 
 
 def test_a_disabled_model_wants_nothing(chain):

@@ -83,26 +83,26 @@ def grab(*sources: Script | Exception, clock_ns: Callable[[], int] = lambda: 0, 
     return grabber
 
 
-def test_the_mailbox_holds_the_newest_frame_and_counts_the_rest():
-    grabber = grab(Script(frame(1), frame(2), frame(3), None))
+def test_the_mailbox_holds_the_newest_frame_and_tells_what_it_replaced():
+    replaced = []
+    grabber = grab(Script(frame(1), frame(2), frame(3), None), on_frame=replaced.append)
     assert grabber.take().frame.image[0, 0, 0] == 3
-    assert (grabber.captured, grabber.overwritten) == (3, 2)
+    assert (grabber.captured, replaced) == (3, [False, True, True])
     assert grabber.take() is None
 
 
-def test_a_frame_that_was_taken_is_not_counted_as_overwritten():
+def test_a_frame_that_was_taken_is_not_told_as_replaced():
     taken = []
     grabber: FrameGrabber
 
-    def take() -> None:
-        taken.append(grabber.take().frame.image[0, 0, 0])
+    def take(replaced: bool) -> None:
+        taken.append((int(grabber.take().frame.image[0, 0, 0]), replaced))
 
     source = Script(frame(1), frame(2), frame(3), None)
     grabber = Patient(lambda: source, 30.0, lambda: 0, on_frame=take)
     grabber.start()
     assert source.closed.wait(PATIENCE_S)
-    assert taken == [1, 2, 3]
-    assert grabber.overwritten == 0
+    assert taken == [(1, False), (2, False), (3, False)]
 
 
 def test_the_stamp_is_the_clocks_time_minus_the_frames_age():
@@ -184,7 +184,7 @@ def fake() -> Iterator[FakeCamera]:
 def started(camera: FakeCamera, **options: object) -> tuple[FrameGrabber, threading.Semaphore]:
     """A running grabber, and a semaphore that counts its frames."""
     frames = threading.Semaphore(0)
-    grabber = FrameGrabber(camera.open, 500.0, lambda: 0, on_frame=frames.release, **options)
+    grabber = FrameGrabber(camera.open, 500.0, lambda: 0, on_frame=lambda replaced: frames.release(), **options)
     grabber.start()
     return grabber, frames
 
@@ -222,7 +222,7 @@ class HangingCamera(FakeCamera):
 
 def test_a_hanging_read_is_left_behind(clock):
     camera, frames, seen = HangingCamera(frame(9)), threading.Semaphore(0), []
-    grabber = FrameGrabber(camera.open, 500.0, lambda: 0, on_frame=lambda: seen.append(grabber.take()) or frames.release(), hang_s=1.5)
+    grabber = FrameGrabber(camera.open, 500.0, lambda: 0, on_frame=lambda replaced: seen.append(grabber.take()) or frames.release(), hang_s=1.5)
     grabber.start()
     assert frames.acquire(timeout=PATIENCE_S)
     assert grabber.check()

@@ -13,7 +13,7 @@ let last = null, session = null, points = [], offset = Infinity, pictureAt = nul
 const clock = () => performance.now() / 1000;
 const lag = () => last ? Math.max(0, clock() - offset - last.t) : 0;  // how long ago the newest message was made, beyond the usual way
 const known = value => value !== null && value !== undefined;
-const fixed = (value, digits = 1) => known(value) ? value.toFixed(digits) : '–';
+const fixed = value => known(value) ? value.toFixed(value < 1000 ? 1 : 0) : '–';
 const whole = value => known(value) ? Math.round(value).toLocaleString('en') : '–';
 
 function set(element, text) { if (element.textContent !== text) element.textContent = text; }
@@ -114,7 +114,7 @@ function showResult() {
 
 function showLatency() {
   const {quantiles, latest, rate, frames, clock_faults} = last.latency, total = quantiles.total;
-  set($('total'), total ? total[0].toFixed(1) : '–');
+  set($('total'), total ? fixed(total[0]) : '–');
   set($('rate'), fixed(rate));
   set($('frames'), String(frames));
   SLICES.slice(0, 3).forEach(([name], index) => {
@@ -193,14 +193,16 @@ function draw() {
   if (!points.length || !window.Plotly) return;
   const style = getComputedStyle(document.documentElement), color = name => style.getPropertyValue(`--${name}`).trim();
   const end = points.at(-1).t, x = points.map(point => point.t - end), narrow = innerWidth < 700;
-  const area = (index, name) => ({x, y: points.map(point => point.ms && point.ms[index]), name, stackgroup: 'ms', mode: 'lines', line: {width: 0},
-    fillcolor: color(`s${index}`), hovertemplate: `${name} %{y:.1f} ms<extra></extra>`});
+  // A bar is a second, that before its x; where there was no frame there is none. (A filled line takes a gap for zero.)
+  const bar = (y, name, axis, shade, unit) => ({x, y, name, type: 'bar', width: 1, offset: -1, yaxis: axis, marker: {color: color(shade)},
+    hovertemplate: `${name} %{y:.1f} ${unit}<extra></extra>`});
   const line = (key, name, axis, unit, dash) => ({x, y: points.map(point => point[key]), name, yaxis: axis, mode: 'lines',
     line: {color: color(name), width: 1.6, dash, shape: dash ? 'linear' : 'hv'}, hovertemplate: `%{y:.1f} ${unit}<extra></extra>`});
-  const bar = ([node, hop], index) => ({x, y: points.map(point => point.drops[node] ?? null), name: hop, type: 'bar', width: 1, yaxis: 'y2',
-    marker: {color: color(`d${index}`)}, hovertemplate: `${hop} %{y:.1f} dropped/s<extra></extra>`});
-  const traces = [area(0, 'to frame ready'), area(1, 'to inference done'), area(2, 'to actuator'), line('worst', 'worst', 'y', 'ms at worst', 'dot'),
-    ...Object.entries(HOPS).map(bar), line('celsius', 'heat', 'y3', '°C'), line('mhz', 'clock', 'y4', 'MHz')];
+  const traces = [
+    ...SLICES.slice(0, 3).map(([, name], index) => bar(points.map(point => point.ms && point.ms[index]), name, 'y', `s${index}`, 'ms')),
+    line('worst', 'worst', 'y', 'ms at worst', 'dot'),
+    ...Object.entries(HOPS).map(([node, hop], index) => bar(points.map(point => point.drops[node] ?? null), hop, 'y2', `d${index}`, 'dropped/s')),
+    line('celsius', 'heat', 'y3', '°C'), line('mhz', 'clock', 'y4', 'MHz')];
   const stacked = points.map(point => point.ms && point.ms[0] + point.ms[1] + point.ms[2]);
   const top = Math.max(1, 1.25 * quantile(stacked, 1), 1.1 * quantile(points.map(point => point.worst), 0.95));
   const dropped = Math.max(1, ...points.map(point => Object.values(point.drops).reduce((sum, value) => sum + value, 0)));
@@ -209,27 +211,29 @@ function draw() {
   for (let back = 0; back <= span; back += step) ticks.push(-back);
   const moments = throttled().map(([from, to, flags]) => [Math.max(-span, from - end), to - end, flags]);
   const key = (name, text, mark = '■') => `<span style="color:${color(name)}">${mark}</span> ${text}`;
-  const title = (y, parts) => ({text: parts.join('   '), x: 0, y, xref: 'paper', yref: 'paper', xanchor: 'left', yanchor: 'bottom', showarrow: false,
+  const title = (y, name, parts) => ({text: `<b>${name}</b>${narrow ? '<br>' : '   '}${parts.join(narrow ? '  ' : '   ')}`, x: 0, y, xref: 'paper', yref: 'paper', xanchor: 'left', yanchor: 'bottom', showarrow: false,
     align: 'left', font: {size: narrow ? 11 : 12}});
   const axis = (domain, more) => ({domain, gridcolor: color('line'), zeroline: false, fixedrange: true, nticks: 5, rangemode: 'tozero',
     color: color('muted'), ...more});
   const layout = {
-    height: $('chart').clientHeight, margin: {l: 44, r: 48, t: 26, b: 34}, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
+    height: $('chart').clientHeight, margin: {l: 44, r: 48, t: narrow ? 40 : 26, b: 34}, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
     font: {family: style.fontFamily, size: 11, color: color('text')}, showlegend: false, barmode: 'stack', bargap: 0, hovermode: 'x',
     hoverlabel: {font: {size: 11}},
     xaxis: {range: [-span, 0], fixedrange: true, gridcolor: color('line'), zeroline: false, color: color('muted'), anchor: 'y3', hoverformat: '.0f',
       ticks: 'outside', ticklen: 5, tickcolor: 'rgba(0,0,0,0)', tickvals: ticks,
       ticktext: ticks.map(tick => !tick ? 'now' : step < 60 ? `${tick} s` : `${tick / 60} min`)},
-    yaxis: axis([0.56, 1], {range: [0, top], title: {text: 'ms'}}), yaxis2: axis([0.34, 0.49], {range: [0, 1.1 * dropped], title: {text: '1/s'}, nticks: 3}),
-    yaxis3: axis([0, 0.27], {title: {text: '°C'}, rangemode: 'normal',
+    yaxis: axis([0.56, 1], {range: [0, top], title: {text: 'ms'}}), yaxis2: axis([0.34, 0.47], {range: [0, 1.1 * dropped], title: {text: '1/s'}, nticks: 3}),
+    yaxis3: axis([0, 0.25], {title: {text: '°C'}, rangemode: 'normal',
       range: celsius.length ? [Math.min(40, ...celsius) - 2, Math.max(85, ...celsius) + 2] : [38, 87]}),
-    yaxis4: axis([0, 0.27], {title: {text: 'MHz'}, overlaying: 'y3', side: 'right', showgrid: false, visible: points.some(point => known(point.mhz))}),
+    yaxis4: axis([0, 0.25], {title: {text: 'MHz'}, range: [0, 1.1 * Math.max(1500, ...points.map(point => point.mhz))], tick0: 0, dtick: 500,
+      overlaying: 'y3', side: 'right', showgrid: false, visible: points.some(point => known(point.mhz))}),
     annotations: [
-      title(1, ['<b>Latency</b>', key('s0', 'frame ready'), key('s1', 'inference'), key('s2', 'actuator'), key('worst', 'worst', '┄')]),
-      title(0.49, ['<b>Dropped</b>', ...(narrow ? ['camera', 'prepr.', 'inference', 'actuator'] : Object.values(HOPS)).map((text, index) => key(`d${index}`, text))]),
-      title(0.27, [`<b>Heat</b>${points.some(point => point.simulated) ? ' (simulated)' : ''}`, key('heat', 'temperature', '━'), key('clock', 'clock', '━'), key('bad', 'throttles at 80 °C', '┄'), ...(celsius.length ? [] : ['<i>unknown</i>'])]),
-      ...moments.map(([from, to, flags]) => ({text: flags, x: (from + to) / 2, y: 1, xref: 'x', yref: 'paper', yanchor: 'top', showarrow: false,
-        font: {color: color('bad'), size: 10}}))],
+      title(1, 'Latency', [key('s0', 'frame ready'), key('s1', 'inference'), key('s2', 'actuator'), key('worst', 'worst', '┄')]),
+      title(0.47, 'Dropped', (narrow ? Object.keys(HOPS) : Object.values(HOPS)).map((text, index) => key(`d${index}`, text))),
+      title(0.25, `Heat${points.some(point => point.simulated) ? ' (simulated)' : ''}${celsius.length ? '' : ', unknown'}`,
+        [key('heat', 'temperature', '━'), key('clock', 'clock', '━'), key('bad', 'throttles at 80 °C', '┄')]),
+      ...moments.map(([from, to, flags]) => ({text: flags, x: (from + to) / 2, y: 1, xref: 'x', yref: 'paper', xanchor: 'auto', yanchor: 'top',
+        showarrow: false, font: {color: color('bad'), size: 10}}))],
     shapes: [{type: 'line', xref: 'paper', x0: 0, x1: 1, yref: 'y3', y0: 80, y1: 80, line: {color: color('bad'), width: 1, dash: 'dot'}},
       ...moments.map(([x0, x1]) => ({type: 'rect', xref: 'x', x0, x1, yref: 'paper', y0: 0, y1: 1, fillcolor: color('bad'), opacity: 0.13,
         line: {width: 0}, layer: 'below'}))],
