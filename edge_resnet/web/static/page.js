@@ -211,8 +211,8 @@ function draw() {
   for (let back = 0; back <= span; back += step) ticks.push(-back);
   const moments = throttled().map(([from, to, flags]) => [Math.max(-span, from - end), to - end, flags]);
   const key = (name, text, mark = '■') => `<span style="color:${color(name)}">${mark}</span> ${text}`;
-  const title = (y, name, parts) => ({text: `<b>${name}</b>${narrow ? '<br>' : '   '}${parts.join(narrow ? '  ' : '   ')}`, x: 0, y, xref: 'paper', yref: 'paper', xanchor: 'left', yanchor: 'bottom', showarrow: false,
-    align: 'left', font: {size: narrow ? 11 : 12}});
+  const title = (y, name, parts) => ({text: `<b>${name}</b>${narrow ? '<br>' : '   '}${parts.join(narrow ? '  ' : '   ')}`, x: 0, y,
+    xref: 'paper', yref: 'paper', xanchor: 'left', yanchor: 'bottom', showarrow: false, align: 'left', font: {size: narrow ? 11 : 12}});
   const axis = (domain, more) => ({domain, gridcolor: color('line'), zeroline: false, fixedrange: true, nticks: 5, rangemode: 'tozero',
     color: color('muted'), ...more});
   const layout = {
