@@ -80,7 +80,10 @@ class ThermalMonitorNode(ManagedNode[ThermalParameters]):
             self.counts['transitions'] += 1
             temperature = 'unknown' if self._reading.temperature_c is None else f'{self._reading.temperature_c:.1f} C'
             text = f'{flag} {"began" if on else "ended"} at {temperature}, {_known(self._reading.clock_mhz)} MHz'
-            (self.get_logger().warning if on else self.get_logger().info)(label + text)
+            if on:  # each on a line of its own: rclpy refuses another severity from the same one
+                self.get_logger().warning(label + text)
+            else:
+                self.get_logger().info(label + text)
             self._last_transition = f'{text}, {self.now_ns() / 1e9:.3f} s'
         if changes:
             self.publish_diagnostics()  # at once: who records them takes the time from it

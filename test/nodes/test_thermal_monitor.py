@@ -20,8 +20,10 @@ def test_temperature_and_throttling_are_published_and_each_change_logged_once(be
     wait_for(lambda: newest().get('', '').startswith('2 82.5 C; throttled'), 'an ERROR diagnostic')
     assert node.counts['transitions'] == 1
     board.set(70.0, 1500.0, 0)
-    wait_for(lambda: node.counts['transitions'] == 2, 'the end of throttling')
     wait_for(lambda: newest().get('') == '0 70.0 C', 'an OK diagnostic')
+    assert node.counts['transitions'] == 2
+    assert newest()['Last throttle transition'].startswith('throttled ended at 70.0 C, 1500 MHz')
+    assert newest()['Errors'] == '0'
 
 
 def test_what_cannot_be_read_is_unknown_and_a_warning(bench, tmp_path):
