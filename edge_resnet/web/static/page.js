@@ -210,6 +210,7 @@ function draw() {
   const span = Math.max(SHORTEST_S, -x[0]), step = [10, 30, 60].find(seconds => span / seconds <= 6.5), ticks = [];
   for (let back = 0; back <= span; back += step) ticks.push(-back);
   const moments = throttled().map(([from, to, flags]) => [Math.max(-span, from - end), to - end, flags]);
+  const beside = (from, to) => from < -span / 2 ? {x: from, xanchor: 'left'} : {x: to, xanchor: 'right'};  // so that it stays in the chart
   const key = (name, text, mark = '■') => `<span style="color:${color(name)}">${mark}</span> ${text}`;
   const title = (y, name, parts) => ({text: `<b>${name}</b>${narrow ? '<br>' : '   '}${parts.join(narrow ? '  ' : '   ')}`, x: 0, y,
     xref: 'paper', yref: 'paper', xanchor: 'left', yanchor: 'bottom', showarrow: false, align: 'left', font: {size: narrow ? 11 : 12}});
@@ -232,8 +233,8 @@ function draw() {
       title(0.47, 'Dropped', (narrow ? Object.keys(HOPS) : Object.values(HOPS)).map((text, index) => key(`d${index}`, text))),
       title(0.25, `Heat${points.some(point => point.simulated) ? ' (simulated)' : ''}${celsius.length ? '' : ', unknown'}`,
         [key('heat', 'temperature', '━'), key('clock', 'clock', '━'), key('bad', 'throttles at 80 °C', '┄')]),
-      ...moments.map(([from, to, flags]) => ({text: flags, x: (from + to) / 2, y: 1, xref: 'x', yref: 'paper', xanchor: 'auto', yanchor: 'top',
-        showarrow: false, font: {color: color('bad'), size: 10}}))],
+      ...moments.map(([from, to, flags]) => ({text: flags, ...beside(from, to), y: 1, xref: 'x', yref: 'paper', yanchor: 'top', showarrow: false,
+        font: {color: color('bad'), size: 10}}))],
     shapes: [{type: 'line', xref: 'paper', x0: 0, x1: 1, yref: 'y3', y0: 80, y1: 80, line: {color: color('bad'), width: 1, dash: 'dot'}},
       ...moments.map(([x0, x1]) => ({type: 'rect', xref: 'x', x0, x1, yref: 'paper', y0: 0, y1: 1, fillcolor: color('bad'), opacity: 0.13,
         line: {width: 0}, layer: 'below'}))],
