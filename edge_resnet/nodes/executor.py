@@ -95,7 +95,7 @@ class LeanExecutor(SingleThreadedExecutor):
                 if not timer.handle.is_timer_ready():
                     return
                 getattr(timer.handle, 'call_timer_with_info', timer.handle.call_timer)()
-        except _rclpy.InvalidHandle:
+        except (_rclpy.InvalidHandle, _rclpy.RCLError):  # another thread destroyed or cancelled it just now
             return
         timer.callback()
 

@@ -15,6 +15,7 @@ from edge_resnet.conversions import stamp_ns
 from edge_resnet.nodes import frames
 from edge_resnet.nodes.base import FRAME_QOS
 from edge_resnet.nodes.camera_node import CameraNode
+from edge_resnet.nodes.executor import LeanExecutor
 from edge_resnet.nodes.inference_node import InferenceNode
 from edge_resnet.nodes.preprocess_node import PreprocessNode
 from edge_resnet.pipeline.latency import NOT_ASKED, OVERWRITTEN
@@ -120,6 +121,27 @@ def test_a_disabled_model_wants_nothing(chain):
             assert after[0] > before[0] + 5
             assert after[1:] == before[1:]
     chain.during(3)
+
+
+def test_a_timer_that_another_thread_cancels_while_it_is_called_is_not_called(bench):
+    """The capture thread cancels the timer that the executor waits for: once in an hour at the worst moment."""
+    timer, called = bench.probe.create_timer(3600.0, lambda: None), []
+
+    class Worst:
+        handle = property(lambda self: self)
+        callback = staticmethod(lambda: called.append(1))
+        __enter__ = __exit__ = lambda self, *_: None
+
+        def is_timer_ready(self):
+            timer.cancel()
+            return True
+
+        def call_timer(self):
+            with timer.handle:
+                timer.handle.call_timer()
+
+    LeanExecutor._call_timer(Worst())
+    assert not called
 
 
 def test_a_lost_request_is_made_up_for(chain):
