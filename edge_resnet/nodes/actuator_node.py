@@ -65,13 +65,13 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
         self._on: bool | None = None
         self._broken = ''  # why the last command could not be brought out
         self._state = self.create_publisher(Bool, 'actuator/state', LATCHED_QOS)
-        self._watchdog = self.create_timer(WATCHDOG_PERIOD_S, self.guarded(self._tick), clock=self._steady)
+        self._watchdog = self.create_timer(WATCHDOG_PERIOD_S, self._tick, clock=self._steady)
         self._watchdog.cancel()  # until it is on; Humble's create_timer has no autostart
         self._labels: tuple[str, ...] = ()
         self.create_service(SetBool, 'actuator/arm', self._arm)
-        self.create_subscription(LabelInfo, 'label_info', self.guarded(self._on_labels), LATCHED_QOS)
+        self.create_subscription(LabelInfo, 'label_info', self._on_labels, LATCHED_QOS)
         # In every state: a stop that is called before the node is active holds once it is.
-        self.create_subscription(Bool, 'emergency_stop', self.guarded(self._emergency_stop), BEST_EFFORT_QOS)
+        self.create_subscription(Bool, 'emergency_stop', self._emergency_stop, BEST_EFFORT_QOS)
 
     def configure(self) -> None:
         p = self.parameters

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from builtin_interfaces.msg import Duration
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
+from rclpy.executors import ExternalShutdownException, ShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
@@ -47,6 +48,12 @@ RECORD_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=100, reliability=
 POLLED_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1000, reliability=ReliabilityPolicy.RELIABLE)  # 0.5 s of seven records at 240 Hz
 LATCHED_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.RELIABLE,
                          durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def told(error: Exception, where: str) -> tuple[str, str]:
+    """(kind, text) of a fault on topic ``where``, if it is one: our own errors are told by their text, others by their type too."""
+    kind, text = (type(error).__name__, str(error)) if isinstance(error, EdgeResnetError) else ('exception', f'{type(error).__name__}: {error}')
+    return (f'{where} {kind}', f'{where}: {text}') if where else (kind, text)
 
 
 @dataclass
@@ -89,7 +96,7 @@ class ManagedNode(LifecycleNode, Generic[P]):
         self._configuration = self.create_publisher(String, 'configuration', LATCHED_QOS)
         self._rates: dict[str, tuple[int, float]] = {}
         self._outputs: list[FrameOutput] = []
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self.guarded(self.publish_diagnostics), clock=self._steady)
+        self.create_timer(DIAGNOSTICS_PERIOD_S, self.publish_diagnostics, clock=self._steady)
 
     def frame_output(self, kind: type, topic: str, on_request: Callable[[float], None] | None = None) -> FrameOutput:
         self._outputs.append(FrameOutput(self, kind, topic, on_request))
@@ -199,16 +206,16 @@ class ManagedNode(LifecycleNode, Generic[P]):
 
     # Callbacks. -------------------------------------------------------------------------------------------------------
 
-    def guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
-        """``callback`` for a timer, service or subscription with what it raises counted and logged, so that spinning goes on."""
+    def guarded(self, callback: Callable[..., None], where: str = '') -> Callable[..., None]:
+        """``callback`` with what it raises counted and logged, as on topic ``where``. The executor guards what it calls; this is for the rest."""
 
         def call(*args: Any) -> None:
             try:
                 callback(*args)
-            except EdgeResnetError as error:
-                self.fault(type(error).__name__, str(error))
+            except (ShutdownException, ExternalShutdownException):
+                raise
             except Exception as error:
-                self.fault('exception', f'{type(error).__name__}: {error}')
+                self.fault(*told(error, where))
 
         return call
 
@@ -283,8 +290,8 @@ class FrameInput:
         self._slot: tuple[Any, int, int] | None = None  # frame, its number and when it was handed over, ns
         self._held: tuple[Any, float] | None = None  # a message that may be used, and when it arrived
         self._slot_lock = threading.Lock()
-        self._slot_filled = node.create_guard_condition(node.guarded(self._on_slot))
-        self._timer = node.create_timer(REFRESH_S, node.guarded(self._on_timer), clock=node._steady)
+        self._slot_filled = node.create_guard_condition(self._on_slot)
+        self._timer = node.create_timer(REFRESH_S, self._on_timer, clock=node._steady)
         self._subscription = self._subscribe(FRAME_QOS)
         self._requests: Any = None
         self._request_topic = request_topic(node.resolve_topic_name(request_base or topic))
@@ -306,7 +313,7 @@ class FrameInput:
         return self._node.create_subscription(
             self._kind, self._topic, callback, qos, raw=self._raw, qos_overriding_options=overridable() if first else None,
             callback_group=self._gate,
-            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._node.guarded(self._on_incompatible), use_default_callbacks=False))
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible, use_default_callbacks=False))
 
     def _on_incompatible(self, event: Any) -> None:
         ends = [f'{info.node_namespace.rstrip("/")}/{info.node_name} ({info.qos_profile.reliability.name.lower()}, '
@@ -415,8 +422,7 @@ class FrameInput:
 
     def _on_message(self, message: Any, info: Any) -> None:
         info = info if isinstance(info, dict) else {}
-        self._node.guarded(self._accept)(message, info.get('publication_sequence_number'), info.get('received_timestamp', 0),
-                                         info.get('source_timestamp', 0))
+        self._accept(message, info.get('publication_sequence_number'), info.get('received_timestamp', 0), info.get('source_timestamp', 0))
         if self._raw and len(message) > MAX_IMAGE_BYTES:  # a reader keeps a buffer of the largest message that it ever got
             self._renew(self.qos)
 
@@ -442,16 +448,11 @@ class FrameInput:
     def _use(self, message: Any) -> None:
         try:
             self._callback(message)
-        except EdgeResnetError as error:
-            self._refuse(type(error).__name__, str(error))
         except Exception as error:
-            self._refuse('exception', f'{type(error).__name__}: {error}')
+            self.refused += 1
+            self._refusal = told(error, '')[1]
+            self._node.fault(*told(error, self._topic))
         self._done_at_ns, self._asked_s = time.time_ns(), time.monotonic()
-
-    def _refuse(self, kind: str, text: str) -> None:
-        self.refused += 1
-        self._refusal = text
-        self._node.fault(f'{self._topic} {kind}', f'{self._topic}: {text}')
 
     def diagnose(self, health: Health) -> None:
         refused, self._reported_refused = self.refused - self._reported_refused, self.refused

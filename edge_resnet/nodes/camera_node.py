@@ -67,7 +67,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         self._info = frame_publisher(self, CameraInfo, 'camera_info')
         self._truth = frame_publisher(self, Classification, 'ground_truth')
         self._lock = threading.Lock()  # frames come from the capture thread, requests from the executor
-        self._later = self.create_timer(1.0, self.guarded(self._look), clock=self._steady)
+        self._later = self.create_timer(1.0, self._look, clock=self._steady)
         self._later.cancel()
         self._arrived_s = 0.0
         self._camera_info = CameraInfo()
@@ -86,7 +86,7 @@ class CameraNode(ManagedNode[CameraParameters]):
     def activate(self) -> None:
         assert self._grabber is not None
         self._grabber.start()
-        self._watch_timer = self.create_timer(WATCH_PERIOD_S, self.guarded(self._watch), clock=self._steady)
+        self._watch_timer = self.create_timer(WATCH_PERIOD_S, self._watch, clock=self._steady)
 
     def deactivate(self) -> None:
         if self._watch_timer is not None:

@@ -63,14 +63,10 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
                 (Classification, 'classification', self._on_classification, FRAME_QOS),
                 (Classification, 'ground_truth', self._on_truth, RECORD_QOS),
                 (Bool, 'actuator/state', self._on_actuator, LATCHED_QOS)):
-            self.create_subscription(kind, topic, self.guarded_message(callback), qos)
+            self.create_subscription(kind, topic, callback, qos)
         self._stages, self._temperatures = StageTimes(self), Polled(self, Temperature, 'cpu_temperature')
         self._healths = Polled(self, DiagnosticArray, '/diagnostics')
-        self.create_timer(self.parameters.period_s, self.guarded(self._print), clock=self._steady)
-
-    def guarded_message(self, callback: Any) -> Any:
-        guarded = self.guarded(callback)
-        return lambda message: guarded(message)
+        self.create_timer(self.parameters.period_s, self._print, clock=self._steady)
 
     def _on_truth(self, message: Classification) -> None:
         label = message.results[0].class_id

@@ -85,7 +85,7 @@ class DashboardNode(ManagedNode[DashboardParameters]):
         self._healths, self._results = Polled(self, DiagnosticArray, '/diagnostics'), Polled(self, Classification, 'classification', FRAME_QOS)
         self._actuator = Polled(self, Bool, 'actuator/state', LATCHED_QOS)
         self._inputs = [self._stages, self._healths, self._results, self._actuator]
-        self._timer = self.create_timer(PERIOD_S, self.guarded(self._tick), clock=self._steady)
+        self._timer = self.create_timer(PERIOD_S, self._tick, clock=self._steady)
 
     def deactivate(self) -> None:
         if self._timer is not None:

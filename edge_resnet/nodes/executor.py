@@ -16,13 +16,15 @@ class LeanExecutor(SingleThreadedExecutor):
     """Spins one node: takes subscriptions, timers and guard conditions itself, and leaves the rest to rclpy.
 
     rclpy's executor makes a task and a wait set of everything for each callback, and wakes itself twice in between. Here the
-    wait set is kept, and what is ready is called right away, the freshest message of each subscription as it is then.
+    wait set is kept, and what is ready is called right away, the freshest message of each subscription as it is then. What a callback
+    raises, one of rclpy's own too (/clock, parameter services), goes to ``guarded`` of a ManagedNode, and spinning goes on.
     """
 
     def __init__(self, node: Any) -> None:
         super().__init__(context=node.context)
         self.add_node(node)
         self._node = node
+        self._guarded = getattr(node, 'guarded', lambda call, where: call)
         self._wait_set: Any = None
         self._sizes: tuple[int, ...] = ()
 
@@ -49,9 +51,9 @@ class LeanExecutor(SingleThreadedExecutor):
             for handle in entered:
                 handle.__exit__(None, None, None)
         for call, entity in ready:
-            call(entity)
+            self._guarded(call, getattr(entity, 'topic_name', ''))(entity)
         if others:
-            super().spin_once(0.0)
+            self._guarded(super().spin_once, '')(0.0)
 
     def _wait(self, subscriptions: list, timers: list, clients: list, services: list, guards: list, waitables: list,
               timeout_sec: float | None) -> tuple[list[tuple[Callable[[Any], None], Any]], bool]:

@@ -11,6 +11,7 @@ from builtin_interfaces.msg import Duration
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 
 from edge_resnet.conversions import ImageView, write_view
 
@@ -29,12 +30,13 @@ def request_topic(topic: str) -> str:
 
 
 class Gate(MutuallyExclusiveCallbackGroup):
-    """A subscription in it is left out of the executor's wait set while it is not ``open``; its queue of one keeps the newest message."""
+    """A subscription in it is left out of the executor's wait set while it is not ``open``; its queue of one keeps the newest message, and its
+    events are heard all the same."""
 
     open = True
 
     def can_execute(self, entity: Any) -> bool:
-        return self.open and super().can_execute(entity)
+        return (self.open or not isinstance(entity, Subscription)) and super().can_execute(entity)
 
 
 class LocalTopic:
@@ -66,8 +68,8 @@ class FrameOutput:
         self._local = local_topic(node, self.topic)
         self._local.outputs.append(self)
         if on_request is not None:
-            node.create_subscription(Duration, request_topic(self.topic), node.guarded(
-                lambda message: on_request(message.sec + message.nanosec / 1e9)), FRAME_QOS)
+            node.create_subscription(Duration, request_topic(self.topic),
+                                     lambda message: on_request(message.sec + message.nanosec / 1e9), FRAME_QOS)
 
     def publish(self, frame: Any) -> None:
         """``frame``: a message, or an ImageView, whose array nobody may write to from now on."""

@@ -87,7 +87,7 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
     def activate(self) -> None:
         self._stages, self._healths = StageTimes(self), Polled(self, DiagnosticArray, '/diagnostics')
         self._watch = ClockWatch()
-        self._timer = self.create_timer(POLL_S, self.guarded(self._poll), clock=self._steady)
+        self._timer = self.create_timer(POLL_S, self._poll, clock=self._steady)
 
     def deactivate(self) -> None:
         if self._timer is not None:

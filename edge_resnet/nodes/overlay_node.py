@@ -55,7 +55,7 @@ class OverlayNode(ManagedNode[OverlayParameters]):
         self._output = frame_publisher(self, Image, 'overlay')
 
     def activate(self) -> None:
-        self._watch_timer = self.create_timer(WATCH_PERIOD_S, self.guarded(self._watch), clock=self._steady)
+        self._watch_timer = self.create_timer(WATCH_PERIOD_S, self._watch, clock=self._steady)
 
     def deactivate(self) -> None:
         if self._watch_timer is not None:
@@ -69,7 +69,7 @@ class OverlayNode(ManagedNode[OverlayParameters]):
             self._images = camera_input(self, self.parameters.image_transport, self._on_image)
             self._results = FrameInput(self, Classification, 'classification', self._on_result, raw=False)
             self._stages = StageTimes(self)
-            self._draw_timer = self.create_timer(DRAW_PERIOD_S, self.guarded(self._draw), clock=self._steady)
+            self._draw_timer = self.create_timer(DRAW_PERIOD_S, self._draw, clock=self._steady)
         elif not watched:
             self._stop()
 

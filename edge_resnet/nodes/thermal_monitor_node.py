@@ -60,7 +60,7 @@ class ThermalMonitorNode(ManagedNode[ThermalParameters]):
         self._transitions, self._last_transition = TransitionLog(), 'none'
 
     def activate(self) -> None:
-        self._timer = self.create_timer(self.parameters.period_s, self.guarded(self._read), clock=self._steady)
+        self._timer = self.create_timer(self.parameters.period_s, self._read, clock=self._steady)
         self._read()
 
     def deactivate(self) -> None:

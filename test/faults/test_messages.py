@@ -13,14 +13,17 @@ from bench import image_bytes, image_message, wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import wait_until
+from rcl_interfaces.msg import Parameter, ParameterValue
+from rcl_interfaces.srv import SetParameters
 from rclpy.qos import qos_profile_sensor_data
+from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, TimeReference
 from std_msgs.msg import Bool, Float64
 from tiny_model import patch, write_bundle
 from vision_msgs.msg import Classification
 
-from edge_resnet.conversions import ENCODINGS, Header, ImageView, Stamp, image_array, stamp_ns
+from edge_resnet.conversions import ENCODINGS, Header, ImageView, Stamp, image_array, stamp_ns, write_stage
 from edge_resnet.exceptions import ImageError
 from edge_resnet.nodes.base import FRAME_QOS, RECORD_QOS
 from edge_resnet.nodes.inference_node import InferenceNode
@@ -172,8 +175,6 @@ def test_a_callback_that_hangs_while_on(row, bench, tmp_path):
     rig = Rig(bench, tmp_path)
     rig.see()
     assert rig.on
-    wait_for(lambda: time.sleep(0.5) or True, 'the guard to have started')
-    rig.see()
     observe, rig.node._gate.observe = rig.node._gate.observe, lambda *_: time.sleep(1.5)
     message = Classification()
     message.header.stamp.sec = 1
@@ -187,6 +188,20 @@ def test_a_callback_that_hangs_while_on(row, bench, tmp_path):
     time.sleep(1.6)
     rig.see()
     assert rig.on, 'and afterwards it works'
+
+
+@pytest.mark.row(17)
+def test_a_parameter_of_a_type_that_is_none(row, bench, tmp_path):
+    """Any participant can send one, and rclpy's own service raises on it."""
+    rig = Rig(bench, tmp_path)
+    client = bench.probe.create_client(SetParameters, '/actuator/set_parameters')
+    assert client.wait_for_service(20.0)
+    for n in range(row.times(100, 3)):
+        client.call_async(SetParameters.Request(parameters=[Parameter(name='gpio_pin', value=ParameterValue(type=200))]))
+        wait_for(lambda n=n: rig.node.counts['errors'] > n, 'the count')
+        row.trial()
+    rig.see()
+    assert rig.on
 
 
 @pytest.mark.row(18)
@@ -203,62 +218,49 @@ def test_stamps_that_are_wrong(row, bench, tmp_path):
                 wait_for(lambda word=word: word in newest().get('', ''), f'"{word}" in the diagnostics')
 
 
-class Replay:
-    """A publisher of /clock, and the rig's time."""
+class Replay(Rig):
+    """A rig whose time is what it publishes on /clock."""
 
-    def __init__(self, rig: Rig, bench) -> None:
-        self._publisher = bench.probe.create_publisher(Clock, '/clock', RECORD_QOS)
-        self.ns, self._rig = 100_000_000_000_000, rig
-        rig.now_ns = lambda: self.ns
-        self.set(self.ns)
+    def __init__(self, bench, tmp_path, **parameters) -> None:
+        super().__init__(bench, tmp_path, use_sim_time=True, **parameters)
+        self.publish = bench.probe.create_publisher(Clock, '/clock', RECORD_QOS).publish
+        self.now_ns = lambda: self.ns
+        self.set(100_000_000_000_000)
 
     def set(self, ns: int) -> None:
-        self.ns = ns
-        stamp = Stamp.from_ns(ns)
-        message = Clock()
-        message.clock.sec, message.clock.nanosec = stamp.sec, stamp.nanosec
-        self._publisher.publish(message)
-        wait_for(lambda: self._rig.node.now_ns() == ns or self._publisher.publish(message), '/clock')
-
-
-def switched_on(bench, tmp_path, **parameters) -> tuple[Rig, Replay]:
-    rig = Rig(bench, tmp_path, use_sim_time=True, **parameters)
-    return rig, Replay(rig, bench)
+        self.ns, message = ns, Clock(clock=Time(nanoseconds=ns).to_msg())
+        wait_for(lambda: self.publish(message) or self.node.now_ns() == ns, '/clock')
 
 
 @pytest.mark.row(19)
 def test_the_clock_jumps(row, bench, tmp_path):
     """The ROS clock is what a jump of the system clock would move; the watchdog has to be on another."""
     limit_s = 0.4
-    rig, replay = switched_on(bench, tmp_path, max_result_age_s=limit_s)
+    rig = Replay(bench, tmp_path, max_result_age_s=limit_s)
     for step in range(row.times(20, 2)):
-        replay.set(replay.ns + 100_000_000)
+        rig.set(rig.ns + 100_000_000)
         rig.see(times=2)
         seen = time.monotonic()
         assert rig.on
-        replay.set(replay.ns + HOUR_NS * (1 if step % 2 else -1))
+        rig.set(rig.ns + HOUR_NS * (1 if step % 2 else -1))
         wait_for(lambda: not rig.on, 'OFF by the watchdog')
         row.trial(seconds=max(0.0, time.monotonic() - seen - limit_s))
 
 
 @pytest.mark.row(20)
 def test_replay_pauses_and_loops(row, bench, tmp_path):
-    rig, replay = switched_on(bench, tmp_path, max_result_age_s=0.3)
+    rig = Replay(bench, tmp_path, max_result_age_s=0.3)
     heard = [bench.listen(Float64, f'latency/{name}_ms', 10) for name in TOPICS]
     monitor = bench.start(LatencyMonitorNode, use_sim_time=True)
     stages = bench.publisher(TimeReference, 'stage_times', RECORD_QOS)
-    first_ns = replay.ns
+    first_ns = rig.ns
     for loop in range(row.times(10, 2)):
         for frame in range(10):
             time.sleep(0.033)  # at its own pace: a clock that runs faster would be a fault of its own
-            replay.set(first_ns + frame * 33_000_000 + loop)  # each loop begins where the first began, up to a nanosecond
+            rig.set(first_ns + frame * 33_000_000 + loop)  # each loop begins where the first began, up to a nanosecond
             rig.see(times=1)
             for n, source in enumerate(STAGES):  # of a frame of its own, the actuator tells of the other
-                record = TimeReference(source=source)
-                for field, ns in ((record.header.stamp, replay.ns + 7), (record.time_ref, replay.ns + 7 + n * 3_000_000)):
-                    stamp = Stamp.from_ns(ns)
-                    field.sec, field.nanosec = stamp.sec, stamp.nanosec
-                stages.publish(record)
+                stages.publish(write_stage(source, Header(Stamp.from_ns(rig.ns + 7)), rig.ns + 7 + n * 3_000_000))
         assert rig.on
         wait_for(lambda: not rig.on, 'OFF while /clock and the frames pause')  # as a paused player does
         row.trial()
@@ -268,16 +270,34 @@ def test_replay_pauses_and_loops(row, bench, tmp_path):
     assert monitor.active
 
 
+@pytest.mark.row(20)
+def test_a_clock_before_zero(row, bench, tmp_path):
+    """rclpy's own callback raises on it: counted and told by topic, and the time stands still until /clock is good again."""
+    rig = Replay(bench, tmp_path, max_result_age_s=0.3)
+    log, bad = Log(rig.node), Clock()
+    bad.clock.sec = -1
+    for _ in range(row.times(20, 2)):
+        rig.set(rig.ns + 100_000_000)
+        rig.see()
+        assert rig.on
+        errors = rig.node.counts['errors']
+        wait_for(lambda errors=errors: rig.publish(bad) or rig.node.counts['errors'] > errors, 'the count')
+        assert rig.node.now_ns() == rig.ns
+        wait_for(lambda: not rig.on, 'OFF')
+        row.trial()
+    assert any(line.startswith('/clock: ValueError') for line in log.lines), log.lines
+
+
 @pytest.mark.row(21)
 @pytest.mark.parametrize(('kind', 'topic', 'name'), [
     (PreprocessNode, 'image_raw', 'preprocess'), (InferenceNode, 'image_preprocessed', 'inference'), (None, 'classification', 'actuator')])
 def test_quality_of_service_that_does_not_fit(row, bench, tmp_path, kind, topic, name):
+    """Of preprocess while nobody wants frames."""
     newest = bench.diagnostics(name)
     if kind is None:
         Rig(bench, tmp_path)
     else:
         bench.start(kind, model=str(write_bundle(tmp_path / 'tiny')))
-    bench.listen(Image, 'image_preprocessed', qos_profile_sensor_data)  # while nobody wants frames, preprocess takes none and misses none
     wait_for(newest, 'diagnostics')
     start = time.monotonic()
     bench.probe.create_publisher(Classification if kind is None else Image, topic, qos_profile_sensor_data)
