@@ -3,7 +3,9 @@
     make soak MINUTES=60
 
 Writes soak.csv (a line every few seconds), soak.json and soak.png to --out. Exit code 1 when a process grew by more than --max-growth MB
-of resident memory between the end of the settling time and the end, or its files or threads grew.
+of resident memory between the end of the settling time and the end, or its files or threads grew. Pages of shared memory are told apart:
+a reader maps the 16 MiB segment of each writer, and counts more of it once more messages than ever before were on their way at a time; they
+are the writer's, which has all of it from the start. They may grow by one segment.
 """
 
 from __future__ import annotations
@@ -31,16 +33,19 @@ from edge_resnet.deployment import plan, transport_environment
 from edge_resnet.nodes.base import RECORD_QOS
 from edge_resnet.pipeline.latency import SLICES, StageJoiner, percentile
 
-FIELDS = ('rss_mb', 'files', 'threads', 'cpu_percent')
+GROWING = ('rss_mb', 'shared_mb', 'files', 'threads')
+FIELDS = (*GROWING, 'cpu_percent')
+SEGMENT_MB = 16.0  # config/fastdds.xml
 START_S = 60.0  # for the first frame to come through, which is where the time begins
 EDGE_SHARE = 0.1  # growth is the median of the last tenth minus that of the first tenth after settling: single readings jump by a page or two
 
 
 def sample(pid: int) -> dict[str, float]:
-    """Resident memory in MB, open files, threads and processor seconds of a process."""
+    """Resident memory in MB and how much of it is shared memory, open files, threads and processor seconds of a process."""
     status = dict(line.split(':', 1) for line in Path(f'/proc/{pid}/status').read_text().splitlines())
     fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
-    return {'rss_mb': int(status['VmRSS'].split()[0]) / 1024, 'files': len(os.listdir(f'/proc/{pid}/fd')), 'threads': int(status['Threads']),
+    rss_mb, shared_mb = (int(status[key].split()[0]) / 1024 for key in ('VmRSS', 'RssShmem'))
+    return {'rss_mb': rss_mb, 'shared_mb': shared_mb, 'files': len(os.listdir(f'/proc/{pid}/fd')), 'threads': int(status['Threads']),
             'cpu_s': (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')}
 
 
@@ -84,7 +89,7 @@ def plot(rows: list[dict[str, float]], names: list[str], path: Path, title: str)
 
     minutes = [row['time_s'] / 60 for row in rows]
     figure, axes = plt.subplots(4, 1, figsize=(9, 11), sharex=True, constrained_layout=True)
-    for axis, field, label in zip(axes, FIELDS[:3], ('resident memory (MB)', 'open files', 'threads'), strict=False):
+    for axis, field, label in zip(axes, ('rss_mb', 'files', 'threads'), ('resident memory (MB)', 'open files', 'threads'), strict=False):
         for name in names:
             axis.plot(minutes, [row[f'{name} {field}'] for row in rows], label=name, linewidth=1.2)
         axis.set_ylabel(label)
@@ -187,19 +192,23 @@ def watch(executor: SingleThreadedExecutor, children: dict[str, subprocess.Popen
 def report(rows: list[dict[str, float]], options: argparse.Namespace, settle_s: float, faults: list[str], off: bool) -> int:
     names = [key.removesuffix(' rss_mb') for key in rows[0] if key.endswith(' rss_mb')]
     table = []
-    print(f'{"process":<18}{"RSS first":>10}{"RSS last":>10}{"growth":>9}{"files":>7}{"threads":>9}{"CPU":>8}   after {settle_s / 60:.1f} min')
+    print(f'{"process":<18}{"RSS first":>10}{"RSS last":>10}{"growth":>9}{"shared":>9}{"files":>7}{"threads":>9}{"CPU":>8}   '
+          f'after {settle_s / 60:.1f} min')
     for name in names:
-        grown = {field: growth(rows, name, field, settle_s) for field in FIELDS[:3]}
+        grown = {field: growth(rows, name, field, settle_s) for field in GROWING}
+        own_mb = grown['rss_mb'] - grown['shared_mb']
         settled = [row for row in rows if row['time_s'] >= settle_s]
         cpu = float(np.median([row[f'{name} cpu_percent'] for row in settled]))
         table.append({'process': name, 'rss_first_mb': settled[0][f'{name} rss_mb'], 'rss_last_mb': settled[-1][f'{name} rss_mb'],
-                      'rss_growth_mb': grown['rss_mb'], 'files_growth': grown['files'], 'threads_growth': grown['threads'], 'cpu_percent': cpu})
+                      'rss_growth_mb': grown['rss_mb'], 'shared_growth_mb': grown['shared_mb'],
+                      'files_growth': grown['files'], 'threads_growth': grown['threads'], 'cpu_percent': cpu})
         entry = table[-1]
-        print(f'{name:<18}{entry["rss_first_mb"]:>7.1f} MB{entry["rss_last_mb"]:>7.1f} MB{grown["rss_mb"]:>+6.2f} MB'
+        print(f'{name:<18}{entry["rss_first_mb"]:>7.1f} MB{entry["rss_last_mb"]:>7.1f} MB{grown["rss_mb"]:>+6.2f} MB{grown["shared_mb"]:>+6.2f} MB'
               f'{grown["files"]:>+7.0f}{grown["threads"]:>+9.0f}{cpu:>7.1f}%')
-        if grown['rss_mb'] >= options.max_growth:
-            faults.append(f'{name}: memory grew by {grown["rss_mb"]:.1f} MB, allowed is less than {options.max_growth:g}')
-        faults += [f'{name}: {field} grew by {grown[field]:.0f}' for field in ('files', 'threads') if grown[field] > 0]
+        for what, by_mb, allowed_mb in (('memory', own_mb, options.max_growth), ('shared memory', grown['shared_mb'], SEGMENT_MB)):
+            if not by_mb < allowed_mb:  # so that what could not be looked at is a miss too
+                faults.append(f'{name}: {what} grew by {by_mb:.1f} MB, allowed is less than {allowed_mb:g}')
+        faults += [f'{name}: {field} grew by {grown[field]:.0f}' for field in ('files', 'threads') if not grown[field] <= 0]
     settled = [row for row in rows if row['time_s'] >= settle_s]
     edge = max(1, round(EDGE_SHARE * len(settled)))
     ends = {field: [float(np.nanmedian([row[field] for row in part])) for part in (settled[:edge], settled[-edge:])]
@@ -207,6 +216,8 @@ def report(rows: list[dict[str, float]], options: argparse.Namespace, settle_s: 
     frames = int(sum(row['frames'] for row in rows))
     print(f'{frames} frames in {rows[-1]["time_s"] / 60:.1f} min at {options.framerate:g} Hz; capture to actuator p50 {ends["p50_ms"][0]:.1f} -> '
           f'{ends["p50_ms"][1]:.1f} ms, p95 {ends["p95_ms"][0]:.1f} -> {ends["p95_ms"][1]:.1f} ms')
+    if not sum(row['frames'] for row in settled[-edge:]):
+        faults.append('no frame came through at the end')
     if not off:
         faults.append('the actuator was on at the end')
     minutes = rows[-1]['time_s'] / 60
