@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,24 +63,44 @@ TABLE = {number: Row(number) for number in ROWS}
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'row(number): tries this row of test/faults/rows.py')
+    if config.getoption('--faults'):
+        config.pluginmanager.register(Elsewhere())
     for row in TABLE.values():
         row.full = config.getoption('--faults')
 
 
-@pytest.fixture(autouse=True)
-def row(request, tmp_path, monkeypatch):
-    """The row that a test is about. Its temporary folder is the test's own, so that every simulated actuator has its file there."""
-    row = TABLE[request.node.get_closest_marker('row').args[0]]
-    monkeypatch.setenv('TMPDIR', str(tmp_path))
-    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
-    yield row
-    files = actuator_files(tmp_path)
-    row.actuators += len(files)
-    deadline = time.monotonic() + OFF_S * (1 if row.full else TOLERANCE)
+@contextlib.contextmanager
+def all_off(rows: list[Row], folder: Path, monkeypatch) -> Iterator[None]:
+    """``folder`` is the temporary folder meanwhile, so that every simulated actuator has its file there; all have to be off afterwards."""
+    monkeypatch.setenv('TMPDIR', str(folder))
+    monkeypatch.setattr('tempfile.tempdir', str(folder))
+    yield
+    files = [path for path in folder.rglob('*.state') if path.is_file()]  # two bytes, by their names
+    for row in rows:
+        row.actuators += len(files)
+    deadline = time.monotonic() + OFF_S * (1 if rows[0].full else TOLERANCE)
     while (on := [str(file) for file in files if file.read_text() != '0\n']) and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert not on, f'ON after row {row.number}: {on}'
+    assert not on, f'ON after row {rows[0].number}: {on}'
+
+
+@pytest.fixture(autouse=True)
+def row(request, tmp_path, monkeypatch):
+    """The row that a test is about."""
+    row = TABLE[request.node.get_closest_marker('row').args[0]]
+    with all_off([row], tmp_path, monkeypatch):
+        yield row
     assert row.failed or row.verdict() != 'MISSED', f'row {row.number}: {row}'
+
+
+class Elsewhere:
+    """Fixtures of the tests in other folders that belong to a row."""
+
+    @pytest.fixture(autouse=True)
+    def every_actuator_off(self, request):
+        rows = [] if request.node.nodeid in _own else [TABLE[number] for number in _rows_of(request.node.nodeid)]
+        with all_off(rows, request.getfixturevalue('tmp_path'), request.getfixturevalue('monkeypatch')) if rows else contextlib.nullcontext():
+            yield
 
 
 @pytest.fixture
@@ -98,11 +120,6 @@ def bench(row):
     bench = Bench()
     yield bench
     bench.close()
-
-
-def actuator_files(folder: Path) -> list[Path]:
-    """The state files below ``folder``: two bytes, by their names."""
-    return [path for path in folder.rglob('*.state') if path.is_file()]
 
 
 def _rows_of(nodeid: str) -> list[int]:
@@ -141,7 +158,8 @@ def pytest_terminal_summary(terminalreporter, config):
     for number, fault in ROWS.items():
         row = TABLE[number]
         worst = '-' if row.worst_s is None else f'{1000 * row.worst_s:,.0f} ms'
-        reason = f': {"; ".join(dict.fromkeys(row.skipped))}' if row.skipped and not row.tried else f' ({row.note})' if row.note else ''
+        skipped = '; '.join(dict.fromkeys(row.skipped))
+        reason = ''.join((f' ({row.note})' if row.note else '', f'{", in part" if row.tried else ""}: {skipped}' if skipped else ''))
         write(f'{number:>3} {fault.text:<42}{row.tried:>8,}{row.survived:>9,}{worst:>11}{row.actuators or "-":>10}  {fault.target:<32}'
               f'{row.verdict()}{reason}')
     verdicts = [row.verdict() for row in TABLE.values()]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import math
 import os
 import re
 import shutil
@@ -50,8 +53,6 @@ class Tiny:
     def start(self, processes: Processes) -> dict[str, subprocess.Popen]:
         """The nodes as processes of their own, once the brake is on."""
         running = {name: processes.start(name, **own) for name, own in reversed(self.parameters.items())}
-        wait_until(lambda: self.on, 'the brake on')
-        time.sleep(0.5)  # the guard has started too
         wait_until(lambda: self.on, 'the brake on')
         return running
 
@@ -113,31 +114,20 @@ def test_actuator_killed_while_on(row, processes, tiny):
         if attempt:
             nodes['actuator_node'] = processes.start('actuator_node', **tiny.parameters['actuator_node'])
             wait_until(lambda: tiny.on, 'the brake on')
-            time.sleep(0.5)
-            wait_until(lambda: tiny.on, 'the brake on')
         nodes['actuator_node'].kill()
         row.trial(seconds=time_to(lambda: not tiny.on, 'OFF'))
         nodes['actuator_node'].wait()
 
 
-@pytest.mark.row(12)
-def test_inference_stopped(row, processes, tiny):
-    nodes = tiny.start(processes)
+@pytest.mark.parametrize(('name', 'old_s'), [pytest.param('inference_node', MAX_AGE_S, marks=pytest.mark.row(12)),
+                                             pytest.param('actuator_node', 0.0, marks=pytest.mark.row(13))])
+def test_stopped(row, processes, tiny, name, old_s):
+    node = tiny.start(processes)[name]
     for _ in range(row.times(20, 2)):
         wait_until(lambda: tiny.on, 'the brake on')
-        nodes['inference_node'].send_signal(signal.SIGSTOP)
-        row.trial(seconds=max(0.0, time_to(lambda: not tiny.on, 'OFF') - MAX_AGE_S))
-        nodes['inference_node'].send_signal(signal.SIGCONT)
-
-
-@pytest.mark.row(13)
-def test_actuator_stopped(row, processes, tiny):
-    nodes = tiny.start(processes)
-    for _ in range(row.times(20, 2)):
-        wait_until(lambda: tiny.on, 'the brake on')
-        nodes['actuator_node'].send_signal(signal.SIGSTOP)
-        row.trial(seconds=time_to(lambda: not tiny.on, 'OFF'))
-        nodes['actuator_node'].send_signal(signal.SIGCONT)
+        node.send_signal(signal.SIGSTOP)
+        row.trial(seconds=max(0.0, time_to(lambda: not tiny.on, 'OFF') - old_s))
+        node.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.row(14)
@@ -225,9 +215,27 @@ def test_soak(row, root, tmp_path):
                '--out', str(tmp_path / 'soak'), f'model:={write_bundle(tmp_path / "tiny")}']
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    grown = [float(value) for value in re.findall(r'([+-]\d+\.\d+) MB', done.stdout)]
+    grown = [float(value) for value in re.findall(r'MB *([+-]\d+\.\d+) MB', done.stdout)]
     row.trial(count=len(grown))
     row.note = f'{minutes:g} min, at most {max(grown):+.2f} MB'
+
+
+@pytest.mark.row(34)
+@pytest.mark.parametrize(('field', 'value', 'since', 'told'), [
+    ('guard rss_mb', 20.0, 6, 'guard: memory grew by 6.0'), ('guard rss_mb', math.nan, 0, 'guard: memory grew by nan'),
+    ('guard shared_mb', 17.0, 6, 'guard: shared memory grew by 17.0'),
+    ('guard threads', 2.0, 6, 'guard: threads grew by 1'), ('frames', 0, 6, 'no frame came through at the end')])
+def test_what_a_soak_misses(row, root, tmp_path, monkeypatch, capsys, field, value, since, told):
+    monkeypatch.syspath_prepend(root / 'benchmarks')
+    soak = importlib.import_module('soak')
+    options = argparse.Namespace(minutes=10.0, framerate=10.0, max_growth=5.0, out=tmp_path)
+    rows = [{'time_s': 60.0 * n, 'frames': 50, 'p50_ms': 10.0, 'p95_ms': 12.0, 'guard rss_mb': 14.0, 'guard shared_mb': 0.0,
+             'guard files': 5.0, 'guard threads': 1.0, 'guard cpu_percent': 0.1} for n in range(11)]
+    assert soak.report(rows, options, 60.0, [], off=True) == 0
+    for entry in rows[since:]:
+        entry[field] = value
+    assert soak.report(rows, options, 60.0, [], off=True) == 1
+    row.trial(told in capsys.readouterr().err)
 
 
 @pytest.mark.row(36)
