@@ -77,6 +77,8 @@ class Latency:
 def growth(rows: list[dict[str, float]], name: str, field: str, settle_s: float) -> float:
     """How much ``field`` of process ``name`` grew after the settling time; medians of both ends."""
     values = [row[f'{name} {field}'] for row in rows if row['time_s'] >= settle_s and not math.isnan(row[f'{name} {field}'])]
+    if not values:
+        return math.nan
     edge = max(1, round(EDGE_SHARE * len(values)))
     return float(np.median(values[-edge:]) - np.median(values[:edge]))
 

@@ -63,8 +63,7 @@ TABLE = {number: Row(number) for number in ROWS}
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'row(number): tries this row of test/faults/rows.py')
-    if config.getoption('--faults'):
-        config.pluginmanager.register(Elsewhere())
+    config.pluginmanager.register(Everywhere())
     for row in TABLE.values():
         row.full = config.getoption('--faults')
 
@@ -93,14 +92,25 @@ def row(request, tmp_path, monkeypatch):
     assert row.failed or row.verdict() != 'MISSED', f'row {row.number}: {row}'
 
 
-class Elsewhere:
-    """Fixtures of the tests in other folders that belong to a row."""
+class Everywhere:
+    """For the tests in other folders that belong to a row too: pytest asks a conftest.py only about the tests of its own folder."""
 
     @pytest.fixture(autouse=True)
     def every_actuator_off(self, request):
         rows = [] if request.node.nodeid in _own else [TABLE[number] for number in _rows_of(request.node.nodeid)]
         with all_off(rows, request.getfixturevalue('tmp_path'), request.getfixturevalue('monkeypatch')) if rows else contextlib.nullcontext():
             yield
+
+    def pytest_runtest_logreport(self, report):
+        own = [_own[report.nodeid]] if report.nodeid in _own else []
+        for number in own or _rows_of(report.nodeid):
+            row = TABLE[number]
+            if report.failed:
+                row.failed.append(report.nodeid)
+            elif report.skipped:
+                row.skipped.append(report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr))
+            if report.when == 'call' and not own:
+                row.trial(report.passed, count=not report.skipped)
 
 
 @pytest.fixture
@@ -135,18 +145,6 @@ def pytest_collection_modifyitems(config, items):
         chosen = [item for item in items if item.nodeid in _own or _rows_of(item.nodeid)]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
-
-
-def pytest_runtest_logreport(report):
-    own = [_own[report.nodeid]] if report.nodeid in _own else []
-    for number in own or _rows_of(report.nodeid):
-        row = TABLE[number]
-        if report.failed:
-            row.failed.append(report.nodeid)
-        elif report.skipped:
-            row.skipped.append(report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr))
-        if report.when == 'call' and not own:
-            row.trial(report.passed)
 
 
 def pytest_terminal_summary(terminalreporter, config):
