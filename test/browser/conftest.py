@@ -92,7 +92,7 @@ def robot(tmp_path_factory):
 
     processes = Processes()
     processes.state_file, processes.board = tmp_path_factory.mktemp('actuator') / 'state', FakeBoard(tmp_path_factory.mktemp('board'), 61.5)
-    heat = {'board': 'simulated', 'ambient_c': 50.0, 'load': 1.0} if SCREENSHOTS else {'sysfs_root': processes.board.root}
+    heat = {'board': 'simulated', 'ambient_c': 35.0, 'load': 1.0} if SCREENSHOTS else {'sysfs_root': processes.board.root}
     model = 'resnet50_traffic_lights' if SCREENSHOTS else 'mobilenetv3_small_minimalistic_traffic_lights'
     processes.start('pipeline', framerate=15.0, image_hold_s=2.0, model=model, state_file=processes.state_file, debounce_frames=1,
                     max_result_age_s=10.0, **heat)  # all of it for a busy machine
