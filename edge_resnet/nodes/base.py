@@ -431,11 +431,12 @@ class FrameInput:
         now_ns, self._heard_s = time.time_ns(), time.monotonic()
         missed = sequence - self._sequence - 1 if sequence and self._sequence is not None and sequence > self._sequence else 0
         was_idle = received_ns >= self._done_at_ns
-        if was_idle:
+        if was_idle and not self._local:  # inside a process nothing is lost on the way
             self.lost += missed
-            self._transfer_s += SMOOTHING * (min(max(0.0, (now_ns - sent_ns) / 1e9), MAX_TRANSFER_S) - self._transfer_s)
         else:
             self.superseded += missed
+        if was_idle:
+            self._transfer_s += SMOOTHING * (min(max(0.0, (now_ns - sent_ns) / 1e9), MAX_TRANSFER_S) - self._transfer_s)
         self._sequence = sequence
         if self._demand is None:
             self._use(message)
