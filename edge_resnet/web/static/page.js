@@ -193,9 +193,10 @@ function draw() {
   if (!points.length || !window.Plotly) return;
   const style = getComputedStyle(document.documentElement), color = name => style.getPropertyValue(`--${name}`).trim();
   const end = points.at(-1).t, x = points.map(point => point.t - end), narrow = innerWidth < 700;
-  // A bar is a second, that before its x; where there was no frame there is none. (A filled line takes a gap for zero.)
-  const bar = (y, name, axis, shade, unit) => ({x, y, name, type: 'bar', width: 1, offset: -1, yaxis: axis, marker: {color: color(shade)},
-    hovertemplate: `${name} %{y:.1f} ${unit}<extra></extra>`});
+  // A bar is the time since the point before, a second or a little more; where no frame was, none is. (A filled line takes a gap for zero.)
+  const passed = points.map((point, index) => index && point.n === points[index - 1].n + 1 ? point.t - points[index - 1].t : 1);
+  const bar = (y, name, axis, shade, unit) => ({x, y, name, type: 'bar', width: passed, offset: passed.map(width => -width), yaxis: axis,
+    marker: {color: color(shade)}, hovertemplate: `${name} %{y:.1f} ${unit}<extra></extra>`});
   const line = (key, name, axis, unit, dash) => ({x, y: points.map(point => point[key]), name, yaxis: axis, mode: 'lines',
     line: {color: color(name), width: 1.6, dash, shape: dash ? 'linear' : 'hv'}, hovertemplate: `%{y:.1f} ${unit}<extra></extra>`});
   const traces = [
