@@ -38,7 +38,7 @@ from edge_resnet.pipeline.latency import (
 )
 from edge_resnet.pipeline.recording import BOARD, Recorder
 
-POLL_S, FLUSH_S = 0.2, 0.8  # every fourth poll
+POLL_S = 0.4  # and a recording is flushed each time
 TOPICS = (*SLICES, 'frame_age_at_inference')  # latency/NAME_ms
 BOARD_STALE_S = 5.0  # after which the thermal monitor's word counts no more
 OUT_OF_SYNC_MS = 50.0  # far above the 1 ms that a record takes, and above what a busy machine makes of that
@@ -68,7 +68,7 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
         self._recorder: Recorder | None = None
         self._board, self._board_s, self._transitions = ThermalReading(), 0.0, TransitionLog()
         self._start_over()
-        self._watch, self.jumps, self._told_faults, self._flushed_s = ClockWatch(), 0, 0, 0.0
+        self._watch, self.jumps, self._told_faults = ClockWatch(), 0, 0
         self._host = {'machine': platform.machine(), 'system': f'{platform.system()} {platform.release()}', 'python': platform.python_version(),
                       **_versions('edge_resnet', 'numpy', 'ai-edge-litert', 'tflite-runtime', 'rclpy')}
         self._jump = ''
@@ -181,10 +181,8 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
         for frame in frames:
             known = {name: None if math.isnan(value) else value for name, value in zip(METRICS, frame[1:], strict=True)}
             recorder.write('frames', frame.stamp_ns + round(frame.total * 1e6), {'stamp_ns': frame.stamp_ns, **known, **tags})
-        if time.monotonic() - self._flushed_s >= FLUSH_S:
-            self._flushed_s = time.monotonic()
-            recorder.write('drops', self.now_ns(), {'ended': self._joiner.ended, 'missed': self._missed, 'faults': self._joiner.faults})
-            recorder.flush()
+        recorder.write('drops', self.now_ns(), {'ended': self._joiner.ended, 'missed': self._missed, 'faults': self._joiner.faults})
+        recorder.flush()
 
     def _publish(self, frames: Sequence[FrameLatency]) -> None:
         """Each frame's figures, to whoever listens."""

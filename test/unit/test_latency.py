@@ -180,6 +180,13 @@ def test_the_window_slides_and_the_rest_stays():
     assert all(math.isnan(value) for value in statistics.window()['inference'])
 
 
+def test_the_window_holds_so_many_frames_at_most():
+    statistics = LatencyStatistics(1e9)
+    for value in range(30):
+        statistics.add([(0, *[float(value)] * len(METRICS))] * 1000)
+    assert statistics.window()['total'] == pytest.approx([24.5, 29.0, 29.0, 29.0])
+
+
 def test_an_unknown_part_does_not_spoil_the_known_ones():
     statistics = LatencyStatistics(30.0)
     (latency,) = feed(StageJoiner(), stages=STAGES[1:])
