@@ -476,8 +476,9 @@ class FrameInput:
         self._node.destroy_subscription(self._subscription)
         self._node.destroy_timer(self._timer)
         self._node.destroy_guard_condition(self._slot_filled)
-        if self._requests is not None:
-            self._node.destroy_publisher(self._requests)
+        requests, self._requests = self._requests, None  # a callback may be under way when the process ends
+        if requests is not None:
+            self._node.destroy_publisher(requests)
 
 
 class Polled:
