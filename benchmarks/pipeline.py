@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import rclpy
+from rclpy.context import Context
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import TimeReference
 
@@ -80,22 +81,35 @@ class Recorder:
     """Everything on ``stage_times``. It takes what has come now and then, since a callback for each record would take a share of the processor."""
 
     def __init__(self) -> None:
-        rclpy.init(args=[])
-        self._node = rclpy.create_node('benchmark')
+        self._records: list[Any] = []
+        self._lock = threading.Lock()
+        self._start()
+        threading.Thread(target=self._collect, daemon=True).start()
+
+    def _start(self) -> None:
+        self._context = Context()
+        self._context.init([])
+        self._node = rclpy.create_node('benchmark', context=self._context)
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5000, reliability=ReliabilityPolicy.RELIABLE)
         self._subscription = self._node.create_subscription(TimeReference, 'stage_times', lambda _: None, qos)
-        self._records: list[Any] = []
-        threading.Thread(target=self._collect, daemon=True).start()
+
+    def _stop(self) -> None:
+        self._node.destroy_node()
+        self._context.try_shutdown()
 
     def _collect(self) -> None:
         while True:
-            with (handle := self._subscription.handle):
+            with self._lock, (handle := self._subscription.handle):
                 while (taken := handle.take_message(TimeReference, False)) is not None:
                     self._records.append(taken[0])
             time.sleep(0.1)
 
-    def clear(self) -> None:
-        self._records.clear()
+    def renew(self) -> None:
+        """Forget everything, and be as new to those who start now as they are: a participant that has been there for long is found late."""
+        with self._lock:
+            self._stop()
+            self._records.clear()
+            self._start()
 
     def frames(self) -> list[tuple[int, int, int, int]]:
         """(stamp, inference start, inference end, command) of the frames that came all the way, in ns."""
@@ -163,7 +177,7 @@ def measure(kind: str, case: Case, framerate: float, saturating: float, recorder
     """One run from start to end; figures of the ``seconds`` after the warm-up."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recorder.clear()
+        recorder.renew()
         launched_ns = time.time_ns()
         children = {name: subprocess.Popen([sys.executable, *line], env={**os.environ, **transport_environment(os.environ)}, stderr=sys.stderr)
                     for name, line in command(kind, case, framerate, saturating, folder).items()}
@@ -319,7 +333,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.out.write_text(json.dumps({'host': {'machine': platform.machine(), 'cores': os.cpu_count(), 'python': platform.python_version()},
                                     'seconds': args.seconds, 'runs': runs}, indent=1))
     print('\n'.join(missed), file=sys.stderr)
-    rclpy.try_shutdown()
     return 1 if missed and args.check else 0
 
 
