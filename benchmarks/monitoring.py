@@ -114,12 +114,14 @@ def measure(args: argparse.Namespace, pids: dict[str, int], noted: Path) -> tupl
 
 
 def report(off: list[dict[str, float]], on: list[dict[str, float]]) -> None:
-    print(f'{len(on)} rounds, {percentile([half["rate"] for half in on], 50):.1f} Hz; median (least to most)')
+    print(f'{len(on)} rounds, {percentile([half["rate"] for half in on], 50):.1f} Hz; median (least to most), mean with two standard errors')
     for key, name, unit in (('cpu', 'all processes', '% of a core'), ('monitor', 'latency_monitor', '% of a core'),
                             ('rest', 'without inference', '% of a core'), ('p50', 'total p50', 'ms'), ('p99', 'total p99', 'ms')):
-        columns = [half[key] for half in off], [half[key] for half in on], [b[key] - a[key] for a, b in zip(off, on, strict=True)]
-        print(f'{name:17}', *(f'{label} {percentile(values, 50):7.3f} ({min(values):.3f} to {max(values):.3f})' for label, values in zip(
-            ('off', 'on', 'difference'), columns, strict=True)), unit)
+        before, after = [half[key] for half in off], [half[key] for half in on]
+        grown = [b - a for a, b in zip(before, after, strict=True)]
+        mean, error = float(np.mean(grown)), float(np.std(grown, ddof=1)) / len(grown) ** 0.5
+        print(f'{name:17}', *(f'{label} {percentile(values, 50):7.3f} ({min(values):.3f} to {max(values):.3f})' for label, values in (
+            ('off', before), ('on', after))), f'difference {percentile(grown, 50):7.3f}, mean {mean:.3f} +- {2 * error:.3f} {unit}')
 
 
 if __name__ == '__main__':
