@@ -19,7 +19,8 @@ from edge_resnet.conversions import read_classification, stamp_ns
 from edge_resnet.exceptions import BackendError
 from edge_resnet.hardware.actuators import BACKENDS, MAX_GPIO_PIN, default_state_file
 from edge_resnet.hardware.guard import GuardedActuator
-from edge_resnet.nodes.base import BEST_EFFORT_QOS, ERROR, LATCHED_QOS, OK, WARN, FrameInput, Health, ManagedNode
+from edge_resnet.nodes.base import BEST_EFFORT_QOS, ERROR, LATCHED_QOS, OK, WARN, Health, ManagedNode
+from edge_resnet.nodes.inputs import FrameInput
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
 from edge_resnet.pipeline.decision import Decision, DecisionConfig, DecisionGate

@@ -11,7 +11,8 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from edge_resnet.conversions import MAX_IMAGE_BYTES, ImageView, compressed_array, image_array, read_image
 from edge_resnet.exceptions import ImageError
-from edge_resnet.nodes.base import FrameInput, ManagedNode, compressed_topic
+from edge_resnet.nodes.base import ManagedNode, compressed_topic
+from edge_resnet.nodes.inputs import FrameInput
 
 TRANSPORTS = ('raw', 'compressed')
 Decode = Callable[[], tuple[np.ndarray, str]]  # gives (H, W, 3) uint8 and 'rgb' or 'bgr'; ImageError

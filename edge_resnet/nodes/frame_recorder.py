@@ -16,7 +16,8 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from edge_resnet.conversions import compressed_array, image_array, read_image
 from edge_resnet.exceptions import SourceError
-from edge_resnet.nodes.base import FrameInput, ManagedNode
+from edge_resnet.nodes.base import ManagedNode
+from edge_resnet.nodes.inputs import FrameInput
 
 KINDS = {'sensor_msgs/msg/Image': Image, 'sensor_msgs/msg/CompressedImage': CompressedImage}
 Decode = Callable[[], tuple[np.ndarray, str]]

@@ -14,7 +14,8 @@ from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo, VisionClass
 
 from edge_resnet.conversions import classification_message, image_array, read_image
-from edge_resnet.nodes.base import LATCHED_QOS, OK, WARN, FrameInput, Health, ManagedNode, Polled
+from edge_resnet.nodes.base import LATCHED_QOS, OK, WARN, Health, ManagedNode
+from edge_resnet.nodes.inputs import FrameInput, Polled
 from edge_resnet.nodes.model_parameters import ModelParameters
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run

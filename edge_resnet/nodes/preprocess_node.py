@@ -11,8 +11,9 @@ import cv2
 from sensor_msgs.msg import Image
 
 from edge_resnet.conversions import view_of
-from edge_resnet.nodes.base import SMOOTHING, FrameInput, Health, ManagedNode
+from edge_resnet.nodes.base import Health, ManagedNode
 from edge_resnet.nodes.camera_input import TRANSPORTS, Decode, camera_input
+from edge_resnet.nodes.inputs import SMOOTHING, FrameInput
 from edge_resnet.nodes.model_parameters import ModelParameters
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run

@@ -25,7 +25,8 @@ from vision_msgs.msg import Classification
 
 from edge_resnet.conversions import ENCODINGS, Header, ImageView, Stamp, image_array, stamp_ns, write_stage
 from edge_resnet.exceptions import ImageError
-from edge_resnet.nodes.base import FRAME_QOS, RECORD_QOS
+from edge_resnet.nodes.base import RECORD_QOS
+from edge_resnet.nodes.frames import FRAME_QOS
 from edge_resnet.nodes.inference_node import InferenceNode
 from edge_resnet.nodes.latency_monitor_node import TOPICS, LatencyMonitorNode
 from edge_resnet.nodes.preprocess_node import PreprocessNode

@@ -24,7 +24,7 @@ from tiny_model import patch, write_bundle
 from vision_msgs.msg import Classification
 
 from edge_resnet.deployment import MAX_STARTS, NODES, STARTED
-from edge_resnet.nodes.base import FRAME_QOS
+from edge_resnet.nodes.frames import FRAME_QOS
 from edge_resnet.pipeline.recording import read_run
 
 MAX_AGE_S = 0.5

@@ -16,7 +16,8 @@ from std_msgs.msg import Bool
 from vision_msgs.msg import Classification
 
 from edge_resnet.conversions import stamp_ns
-from edge_resnet.nodes.base import FRAME_QOS, LATCHED_QOS
+from edge_resnet.nodes.base import LATCHED_QOS
+from edge_resnet.nodes.frames import FRAME_QOS
 from edge_resnet.pipeline.bundle import load_bundle
 from edge_resnet.pipeline.classifier import Classifier
 

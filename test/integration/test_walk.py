@@ -12,7 +12,7 @@ from processes import wait_until
 from tiny_model import COLORS, LABELS, patch, tiny_float_model
 from vision_msgs.msg import Classification
 
-from edge_resnet.nodes.base import FRAME_QOS
+from edge_resnet.nodes.frames import FRAME_QOS
 
 pytest.importorskip('litert_quantizer')
 FRAMES = 30

@@ -13,9 +13,9 @@ from vision_msgs.msg import Classification
 
 from edge_resnet.conversions import stamp_ns
 from edge_resnet.nodes import frames
-from edge_resnet.nodes.base import FRAME_QOS
 from edge_resnet.nodes.camera_node import CameraNode
 from edge_resnet.nodes.executor import LeanExecutor
+from edge_resnet.nodes.frames import FRAME_QOS
 from edge_resnet.nodes.inference_node import InferenceNode
 from edge_resnet.nodes.preprocess_node import PreprocessNode
 from edge_resnet.pipeline.latency import NOT_ASKED, OVERWRITTEN

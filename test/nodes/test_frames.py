@@ -14,8 +14,9 @@ from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo
 
 from edge_resnet.conversions import stamp_ns
-from edge_resnet.nodes.base import FRAME_QOS, LATCHED_QOS
+from edge_resnet.nodes.base import LATCHED_QOS
 from edge_resnet.nodes.camera_node import CameraNode
+from edge_resnet.nodes.frames import FRAME_QOS
 from edge_resnet.nodes.inference_node import InferenceNode
 from edge_resnet.nodes.preprocess_node import PreprocessNode
 
@@ -156,7 +157,7 @@ def test_bad_images_are_refused_counted_and_the_next_good_one_passes(bench, pape
 
 
 def test_a_silent_input_and_what_was_refused_last_are_told(bench, paper_bundle, monkeypatch):
-    monkeypatch.setattr('edge_resnet.nodes.base.SILENCE_S', 0.5)
+    monkeypatch.setattr('edge_resnet.nodes.inputs.SILENCE_S', 0.5)
     newest, _ = bench.diagnostics('preprocess'), bench.listen(Image, 'image_preprocessed')  # somebody who wants frames
     node = bench.start(PreprocessNode, model=str(paper_bundle))
     wait_for(lambda: newest().get('', '').startswith('1 nothing on image_raw for'), 'a warning of the silence')

@@ -7,7 +7,8 @@ from sensor_msgs.msg import CompressedImage, Image, TimeReference
 from vision_msgs.msg import Classification
 
 from edge_resnet.conversions import Header, Stamp, classification_message, write_stage
-from edge_resnet.nodes.base import FRAME_QOS, RECORD_QOS
+from edge_resnet.nodes.base import RECORD_QOS
+from edge_resnet.nodes.frames import FRAME_QOS
 from edge_resnet.nodes.overlay_node import OverlayNode, drawn
 from edge_resnet.pipeline.latency import INFERENCE_DONE
 from edge_resnet.pipeline.postprocessing import Score
