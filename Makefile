@@ -67,3 +67,8 @@ bench-governor:  ## the governor against none, on a simulated Raspberry Pi 4
 bench-monitoring:  ## processor time and latency with latency_monitor on and off, in turns; ARGS='--record composed:=true'
 	@scripts/setup.sh
 	@source scripts/env.sh && python benchmarks/monitoring.py $(ARGS)
+
+.PHONY: bench-scale
+bench-scale:  ## several pipelines, pixels, two hosts (needs root), threads and cores; PARTS='scale resolution hosts cores'
+	@scripts/setup.sh
+	@source scripts/env.sh && python benchmarks/scale.py $(PARTS) $(ARGS)

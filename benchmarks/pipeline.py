@@ -20,7 +20,8 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -78,9 +79,11 @@ def cases(short: bool) -> list[Case]:
 
 
 class Recorder:
-    """Everything on ``stage_times``. It takes what has come now and then, since a callback for each record would take a share of the processor."""
+    """Everything on ``stage_times`` of ``namespace``. It takes what has come now and then, since a callback for each record would take a share of
+    the processor."""
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: str = '') -> None:
+        self._namespace = namespace
         self._records: list[Any] = []
         self._lock = threading.Lock()
         self._start()
@@ -89,7 +92,7 @@ class Recorder:
     def _start(self) -> None:
         self._context = Context()
         self._context.init([])
-        self._node = rclpy.create_node('benchmark', context=self._context)
+        self._node = rclpy.create_node('benchmark', namespace=self._namespace, context=self._context)
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5000, reliability=ReliabilityPolicy.RELIABLE)
         self._subscription = self._node.create_subscription(TimeReference, 'stage_times', lambda _: None, qos)
 
@@ -111,13 +114,17 @@ class Recorder:
             self._records.clear()
             self._start()
 
-    def frames(self) -> list[tuple[int, int, int, int]]:
-        """(stamp, inference start, inference end, command) of the frames that came all the way, in ns."""
-        wanted = (INFERENCE_STARTED, INFERENCE_DONE, ACTUATOR_COMMANDED)
+    def times(self) -> dict[int, dict[str, int]]:
+        """Stamp -> stage -> time, in ns."""
         times: dict[int, dict[str, int]] = defaultdict(dict)
         for record in list(self._records):
             times[stamp_ns(record.header)][record.source] = record.time_ref.sec * 1_000_000_000 + record.time_ref.nanosec
-        return [(stamp, *(entry[name] for name in wanted)) for stamp, entry in times.items() if all(name in entry for name in wanted)]
+        return times
+
+    def frames(self) -> list[tuple[int, int, int, int]]:
+        """(stamp, inference start, inference end, command) of the frames that came all the way, in ns."""
+        wanted = (INFERENCE_STARTED, INFERENCE_DONE, ACTUATOR_COMMANDED)
+        return [(stamp, *(entry[name] for name in wanted)) for stamp, entry in self.times().items() if all(name in entry for name in wanted)]
 
     def first_command_ns(self, since_ns: int) -> int:
         """When the first command after ``since_ns`` was given; 0 when there was none."""
@@ -126,28 +133,62 @@ class Recorder:
 
 def command(kind: str, case: Case, framerate: float, saturating: float, folder: Path) -> dict[str, list[str]]:
     """Name -> command line of each process."""
-    state = str(folder / 'state')
-    double = ['--inference-s', str(case.inference_s), *(['--busy'] if case.busy else [])] if case.inference_s else []
+    state, double = str(folder / 'state'), double_arguments(case)
     common = ['--model', case.model, '--width', str(case.width), '--height', str(case.height), '--framerate', str(framerate), '--state', state,
               *double]
     if kind == FLOOR:
         return {FLOOR: [str(LOADS), FLOOR, *common, '--saturating', str(saturating), '--out', str(folder / 'floor.json')]}
     if kind == TUTORIAL:
         return {name: [str(LOADS), TUTORIAL, '--node', name, *common, '--out', str(folder / f'{name}.json')] for name in STAGES}
-    parameters = {'camera': {'image_width': case.width, 'image_height': case.height, 'framerate': framerate}, 'preprocess': {'model': case.model},
-                  'inference': {'model': case.model}, 'actuator': {'state_file': state, 'target_class': 'red'}}
     groups = {'pipeline': list(STAGES)} if kind == COMPOSED else {name: [name] for name in STAGES}
-    commands = {}
-    for name, inside in groups.items():
-        ros = ['--ros-args', '--log-level', 'warn', *(part for node in inside for key, value in parameters[node].items()
-                                                      for part in ('-p', f'{node}:{key}:={value}'))]
-        if 'inference' in inside and double:
-            commands[name] = [str(LOADS), 'nodes', '--node', ','.join(inside), *double, *ros]
-        elif kind == COMPOSED:
-            commands[name] = ['-m', 'edge_resnet.nodes.pipeline', *inside, *ros]
-        else:
-            commands[name] = ['-m', f'edge_resnet.nodes.{name}_node', *ros]
-    return commands
+    return {name: node_line(inside, case, framerate, state) for name, inside in groups.items()}
+
+
+def double_arguments(case: Case) -> list[str]:
+    return ['--inference-s', str(case.inference_s), *(['--busy'] if case.busy else [])] if case.inference_s else []
+
+
+def node_line(inside: Sequence[str], case: Case, framerate: float, state: str) -> list[str]:
+    """Command line of one process with the nodes ``inside``, in whatever namespace; it ends with its ROS arguments. Parameters are put beside
+    the file ``state``."""
+    parameters = {'camera': {'image_width': case.width, 'image_height': case.height, 'framerate': float(framerate)},
+                  'preprocess': {'model': case.model}, 'inference': {'model': case.model}, 'actuator': {'state_file': state, 'target_class': 'red'}}
+    file = Path(f'{state}_{"_".join(inside)}.yaml')
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({f'/**/{node}': {'ros__parameters': parameters[node]} for node in inside}))
+    ros = ['--ros-args', '--log-level', 'warn', '--params-file', str(file)]
+    if 'inference' in inside and case.inference_s:
+        return [str(LOADS), 'nodes', '--node', ','.join(inside), *double_arguments(case), *ros]
+    if len(inside) > 1:
+        return ['-m', 'edge_resnet.nodes.pipeline', *inside, *ros]
+    return ['-m', f'edge_resnet.nodes.{inside[0]}_node', *ros]
+
+
+@contextmanager
+def running(commands: Mapping[str, Sequence[str]]) -> Iterator[dict[str, subprocess.Popen]]:
+    """Processes of these names and command lines, which are ended at the end."""
+    children = {name: subprocess.Popen(line, env={**os.environ, **transport_environment(os.environ)}, stderr=sys.stderr)
+                for name, line in commands.items()}
+    try:
+        yield children
+    finally:
+        for child in children.values():
+            child.terminate()
+        for child in children.values():
+            try:
+                child.wait(10.0)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def wait_for_frame(came: Callable[[], object], what: str, within_s: float = START_S) -> None:
+    """SystemExit when no frame came all the way in time."""
+    end = time.monotonic() + within_s
+    while not came():
+        time.sleep(0.1)
+        if time.monotonic() > end:
+            raise SystemExit(f'{what}: no frame came all the way within {within_s:g} s')
 
 
 def family(pid: int) -> list[int]:
@@ -179,13 +220,9 @@ def measure(kind: str, case: Case, framerate: float, saturating: float, recorder
         folder = Path(name)
         recorder.renew()
         launched_ns = time.time_ns()
-        children = {name: subprocess.Popen([sys.executable, *line], env={**os.environ, **transport_environment(os.environ)}, stderr=sys.stderr)
-                    for name, line in command(kind, case, framerate, saturating, folder).items()}
-        try:
-            while not (recorder.first_command_ns(launched_ns) if kind in (COMPOSED, SEPARATE) else (folder / 'ready').exists()):
-                time.sleep(0.1)
-                if time.time_ns() - launched_ns > START_S * 1e9:
-                    raise SystemExit(f'{kind}: no frame came all the way within {START_S:g} s')
+        lines = {name: [sys.executable, *line] for name, line in command(kind, case, framerate, saturating, folder).items()}
+        with running(lines) as children:
+            wait_for_frame(lambda: recorder.first_command_ns(launched_ns) if kind in (COMPOSED, SEPARATE) else (folder / 'ready').exists(), kind)
             first_ns = recorder.first_command_ns(launched_ns)
             time.sleep(warm_s)
             begin_ns, before = time.time_ns(), {name: processor_s(child.pid) for name, child in children.items()}
@@ -193,15 +230,6 @@ def measure(kind: str, case: Case, framerate: float, saturating: float, recorder
             end_ns, after = time.time_ns(), {name: processor_s(child.pid) for name, child in children.items()}
             memory = sum(rss_mb(child.pid) for child in children.values())
             time.sleep(0.3)  # the last records
-        finally:
-            for child in children.values():
-                child.terminate()
-            for child in children.values():
-                try:
-                    child.wait(10.0)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.wait()
         if kind == FLOOR:
             frames = [tuple(entry) for entry in json.loads((folder / 'floor.json').read_text())]
         elif kind == TUTORIAL:
@@ -210,7 +238,7 @@ def measure(kind: str, case: Case, framerate: float, saturating: float, recorder
             frames = [(stamp, start, done, ends[stamp]) for stamp, start, done in begun if stamp in ends]
         else:
             frames = recorder.frames()
-    cpu = {name: after[name] - before[name] for name in children}
+    cpu = {name: after[name] - before[name] for name in lines}
     return figures(frames, begin_ns, end_ns, cpu, memory, 0 if case.inference_s and not case.busy else 1) | (
         {'first_result_s': (first_ns - launched_ns) / 1e9} if first_ns else {})
 

@@ -30,7 +30,7 @@ from edge_resnet.pipeline.postprocessing import top_k
 @dataclass(frozen=True)
 class InferenceParameters(ModelParameters):
     runtime: str = param('auto', 'TFLite runtime; auto: the first one installed', choices=CHOICES)
-    num_threads: int = param(1, 'threads of one inference; 3 or 4 on an otherwise idle Pi 4', low=1, high=64)
+    num_threads: int = param(1, 'threads of one inference; 3 on 4 cores: one is left for the rest', low=1, high=64)
     max_results: int = param(5, 'how many classes to publish, best first', low=1, high=1000, live=True)
     score_threshold: float = param(0.0, 'classes below this score are left out', low=0.0, high=1.0, live=True)
     governor: bool = param(False, 'infer less often, just enough that the board stays below governor_limit_c')

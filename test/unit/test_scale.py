@@ -1,0 +1,48 @@
+"""Figures of benchmarks/scale.py."""
+
+import importlib
+
+import pytest
+
+NET_DEV = """Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:    9000      10    0    0    0     0          0         0     9000      10    0    0    0     0       0          0
+ cable: 4778000    3300    0    0    0     0          0        40    19730     130    0    0    0     0       0          0
+"""
+
+
+@pytest.fixture
+def bench(root, monkeypatch):
+    monkeypatch.syspath_prepend(root / 'benchmarks')
+    return importlib.import_module('scale')
+
+
+def test_bytes_of_an_interface(bench):
+    assert bench.interfaces(NET_DEV) == {'lo', 'cable'}
+    assert bench.interface_bytes(NET_DEV, 'cable') == {'received': 4778000, 'sent': 19730}
+
+
+def test_spans_and_losses(bench):
+    ms, times = 1_000_000, {}
+    for n in range(10):  # captured 1 ms after the stamp, inferred after 20 ms; each fourth is lost
+        times[n * 100 * ms] = {'captured': (n * 100 + 1) * ms, **({} if n % 4 == 3 else {'inference_started': (n * 100 + 20) * ms})}
+    found = bench.spans(times, 100 * ms, 900 * ms, 'captured', 'inference_started')  # frames 1 to 8
+    assert found == {'ended': 6, 'rate': pytest.approx(7.5), 'lost': 25.0, 'span_p50': 20.0, 'span_p99': 20.0}
+    with pytest.raises(SystemExit, match='no frame of 1 came to inference_started'):
+        bench.spans(times, 300 * ms, 400 * ms, 'captured', 'inference_started')
+
+
+def test_table_has_ratios_of_the_same_repeat(bench):
+    runs = {'one': [{'total': 10.0, 'load': 1.0}, {'total': 20.0, 'load': 1.0}], 'two': [{'total': 5.0, 'load': 2.0}, {'total': 30.0, 'load': 4.0}]}
+    last = bench.table('title', (('total', 'ms'), ('/total', 'ratio')), runs).splitlines()[-1]
+    assert last == '| two | 17.5 (5.0 to 30.0) | 1.00 (0.50 to 1.50) | 3.00 (2.00 to 4.00) |'
+
+
+def test_commands_of_a_pipeline(bench, tmp_path):
+    commands = bench.lines('separate', bench.Case('', bench.SMALL), 10.0, tmp_path, 'p1', inference=['nice'], threads=2)
+    assert set(commands) == {'p1camera', 'p1preprocess', 'p1inference', 'p1actuator'}
+    assert {name for name, line in commands.items() if line[0] == 'nice'} == {'p1inference'}
+    assert all(line[-4:] == ['-r', '__ns:=/p1', '-p', 'num_threads:=2'] for line in commands.values())
+    parameters = (tmp_path / 'p1' / 'state_actuator.yaml').read_text()
+    assert f'"state_file": "{tmp_path}/p1/state"' in parameters
+    assert commands['p1actuator'][-5] == str(tmp_path / 'p1' / 'state_actuator.yaml')
