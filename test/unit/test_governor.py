@@ -43,11 +43,12 @@ def test_a_cooled_board_is_left_alone():
 def test_after_an_inference_it_rests_by_its_share(governor, clock):
     assert governor.allows()
     governor.worked(0.1)
-    assert governor.allows(), 'at full share there is no rest'
+    assert governor.allows() and governor.rest_s() == 0, 'at full share there is no rest'
     governor.share = 0.5
     governor.worked(0.1)
     clock.now_s += 0.099
     assert not governor.allows()
+    assert governor.rest_s() == pytest.approx(0.001)
     clock.now_s += 0.002
     assert governor.allows()
     assert governor.held_back == 1
