@@ -57,7 +57,7 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
         self._last_truth = ''
         self._best = ('', 0.0)
         self._actuator_on = False
-        self._temperature_c: float | None = None
+        self._temperature = 'temperature unknown'
         self._dropped: dict[str, int] = {}
         self._line_at = time.monotonic()
         self.run = Run()
@@ -98,7 +98,7 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
         for source, frame_ns, time_ns, _ in self._stages.records():
             self._joiner.add(source, frame_ns, time_ns)
         for temperature, _ in self._temperatures.take():
-            self._temperature_c = temperature.temperature
+            self._temperature = f'{"simulated: " * temperature.header.frame_id.endswith("_simulated")}{temperature.temperature:.1f} C'
         for array, _ in self._healths.take():
             for status in array.status:
                 values = {entry.key: entry.value for entry in status.values}
@@ -115,10 +115,9 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
             print(f'{self._best[0]} {self._best[1]:.2f} | no frame has come from the camera to the actuator yet', flush=True)
             return
         slices = [f'{percentile([getattr(frame, name) for frame in recent], 50):.1f}' for name in SLICES]
-        temperature = 'temperature unknown' if self._temperature_c is None else f'{self._temperature_c:.1f} C'
         line = ' | '.join((
             f'{self._best[0]:<7} {self._best[1]:.2f}', f'ready {slices[0]} + inference {slices[1]} + actuator {slices[2]} = {slices[3]} ms',
-            f'{self.rate("results"):4.1f} Hz', f'{sum(self._dropped.values())} dropped', temperature,
+            f'{self.rate("results"):4.1f} Hz', f'{sum(self._dropped.values())} dropped', self._temperature,
             f'actuator {"ON " if self._actuator_on else "off"}'))
         if self.run.frames:
             line += f' | {100 * self.run.frames_right / self.run.frames:.1f} % right'

@@ -27,6 +27,7 @@ except ImportError:  # Humble
 
 SILENCE_S = 3.0  # of an input, after which the diagnostics tell
 REFRESH_S = 0.2  # how often an input looks who else is there, and asks again for a frame that does not come
+MIXED_S = 2.0  # after a number that went back
 SMOOTHING, MAX_TRANSFER_S = 0.1, 0.02  # of the time that a frame takes from publisher to callback; more means clocks that differ
 POLLED_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1000, reliability=ReliabilityPolicy.RELIABLE)  # 0.5 s of seven records at 240 Hz
 
@@ -53,6 +54,7 @@ class FrameInput:
         self._reported_refused = 0
         self._heard_s = self._asked_s = time.monotonic()  # the second: since when it could have got what it asked for
         self._sequence: int | None = None
+        self._mixed_until_s = 0.0  # until then the numbers are of several publishers, and tell nothing
         self._done_at_ns = 0  # until then it was busy, or had no use for a message
         self._transfer_s = 0.0  # from publishing to callback, when idle
         self._gate, self._wants, self._waits_s = Gate(), demand is None, REFRESH_S
@@ -198,7 +200,11 @@ class FrameInput:
     def _accept(self, message: Any, sequence: int | None, received_ns: int, sent_ns: int) -> None:
         self.received += 1
         now_ns, self._heard_s = time.time_ns(), time.monotonic()
-        missed = sequence - self._sequence - 1 if sequence and self._sequence is not None and sequence > self._sequence else 0
+        missed = sequence - self._sequence - 1 if sequence and self._sequence is not None else 0
+        if missed < 0:  # somebody else's number: there are two publishers, or one was started anew
+            self._mixed_until_s = self._heard_s + MIXED_S
+        if self._heard_s < self._mixed_until_s:
+            missed = 0
         was_idle = received_ns >= self._done_at_ns
         if was_idle and not self._local:  # inside a process nothing is lost on the way
             self.lost += missed

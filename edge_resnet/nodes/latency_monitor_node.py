@@ -43,6 +43,7 @@ from edge_resnet.pipeline.recording import BOARD, Recorder
 POLL_S = 0.4  # and a recording is flushed each time
 TOPICS = (*SLICES, 'frame_age_at_inference')  # latency/NAME_ms
 BOARD_STALE_S = 5.0  # after which the thermal monitor's word counts no more
+MAX_NODES, MAX_CONFIGURATION = 100, 100_000  # that are listened to; characters of one's configuration
 OUT_OF_SYNC_MS = 50.0  # far above the 1 ms that a record takes, and above what a busy machine makes of that
 
 
@@ -68,6 +69,7 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
         self._configurations = Polled(self, String, 'configuration', LATCHED_QOS)
         self._ran: dict[str, Any] = {}
         self._recorder: Recorder | None = None
+        self._told_recording = ''  # what was logged about it last
         self._board, self._board_s, self._transitions = ThermalReading(), 0.0, TransitionLog()
         self._start_over()
         self._watch, self.jumps, self._told_faults = ClockWatch(), 0, 0
@@ -84,7 +86,10 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
     def configure(self) -> None:
         p = self.parameters
         self._start_over()
-        self._recorder = Recorder(Path(p.record_to).expanduser(), round(p.record_max_mb * 1e6)) if p.record_to else None
+        self._recorder, self._told_recording = None, ''
+        if p.record_to:
+            self._recorder = Recorder(Path(p.record_to).expanduser(), round(p.record_max_mb * 1e6))
+            self.get_logger().info(f'recording into {p.record_to}')
 
     def activate(self) -> None:
         self._stages, self._healths = StageTimes(self), Polled(self, DiagnosticArray, '/diagnostics')
@@ -135,8 +140,8 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
         """What others say may be anything; it must not keep the figures."""
         try:
             understand(*what)
-        except (ValueError, KeyError, TypeError) as error:
-            self.fault('message', f'{understand.__name__.removeprefix("_on_")} message: {error}')
+        except Exception as error:
+            self.fault('message', f'{understand.__name__.removeprefix("_on_")} message: {type(error).__name__}: {error}')
 
     def _check_clock(self) -> None:
         simulated = self.get_parameter('use_sim_time').value
@@ -153,7 +158,9 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
         if namespace != self.get_namespace().strip('/'):
             return
         values = {entry.key: entry.value for entry in status.values}
-        self._missed.update({f'{node} {name}': int(values[key]) for key, name in DROPS.items() if key in values})
+        missed = {f'{node} {name}': int(values[key]) for key, name in DROPS.items() if key in values}
+        if missed.keys() <= self._missed.keys() or len(self._missed) < MAX_NODES:
+            self._missed.update(missed)
         if 'Throttled' in values:  # a thermal monitor
             self._board, self._board_s = reading_of(values), time.monotonic()
             for flag, on in self._transitions.update(self._board):
@@ -170,7 +177,11 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
             self._recorder.write('events', time_ns, {'event': event, 'on': on, **self._tags()})
 
     def _on_configuration(self, text: str) -> None:
-        entry = json.loads(text)
+        if len(text) > MAX_CONFIGURATION:
+            raise ValueError(f'{len(text)} characters, expected at most {MAX_CONFIGURATION}')
+        entry = json.loads(text, parse_constant=_refuse)
+        if entry['node'] not in self._ran and len(self._ran) >= MAX_NODES:
+            raise ValueError(f'of {MAX_NODES} nodes already')
         self._ran[entry['node']] = entry
         if self._recorder is not None:
             self._recorder.describe(self.now_ns(), {'configuration': self._ran, 'host': self._host})
@@ -185,6 +196,12 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
             recorder.write('frames', frame.stamp_ns + round(frame.total * 1e6), {'stamp_ns': frame.stamp_ns, **known, **tags})
         recorder.write('drops', self.now_ns(), {'ended': self._joiner.ended, 'missed': self._missed, 'faults': self._joiner.faults})
         recorder.flush()
+        if recorder.error != self._told_recording:
+            self._told_recording = recorder.error
+            if recorder.error:
+                self.get_logger().error(recorder.error)
+            else:
+                self.get_logger().info(f'recording again, into {recorder.path}')
 
     def _publish(self, frames: Sequence[FrameLatency]) -> None:
         """Each frame's figures, to whoever listens."""
@@ -194,6 +211,7 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
                     publisher.publish(Float64(data=getattr(frame, name)))
 
     def diagnose(self, health: Health) -> None:
+        self._poll()  # so that rates are of the second that they are told for
         joiner, window, since_start = self._joiner, self._statistics.window(), self._statistics.since_start()
         p50, _, p99, _ = window['total']
         health.report(OK, 'no frame has come from the camera to the actuator yet' if math.isnan(p50) else f'total p50 {p50:.1f} ms, p99 {p99:.1f} ms')
@@ -213,7 +231,7 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
         health.values.update({f'Frames that got to {stage}{" and no further" * (stage != STAGES[-1])}': joiner.ended[stage] for stage in STAGES})
         health.values.update({f'Frames {who}': count for who, count in sorted(self._missed.items())})
         health.values.update({'Late records': joiner.late, 'Temperature (C)': _known(self._board.temperature_c),
-                              'Clock (MHz)': _known(self._board.clock_mhz)})
+                              'Clock (MHz)': _known(self._board.clock_mhz), 'Simulated': int(self._board.simulated)})
         if self._recorder is not None:
             health.values.update({'Recording': str(self._recorder.path), 'Records lost': self._recorder.lost})
             if self._recorder.error:
@@ -237,6 +255,10 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
 
 def _known(value: float | None) -> float | str:
     return 'unknown' if value is None or math.isnan(value) else value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f'{constant} in it')
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -114,10 +115,11 @@ class ThermalMonitorNode(ManagedNode[ThermalParameters]):
 def reading_of(values: Mapping[str, str]) -> ThermalReading:
     """The reading behind the diagnostics ``values`` of a thermal monitor; ValueError when they are of something else."""
     def number(key: str) -> float | None:
-        return None if values.get(key, 'unknown') == 'unknown' else float(values[key])
+        value = math.nan if values.get(key, 'unknown') == 'unknown' else float(values[key])
+        return value if math.isfinite(value) else None
 
     flags = {flag: number(flag.replace('_', ' ').capitalize()) for flag in THROTTLE_BITS}
-    bits = None if None in flags.values() else sum(int(on or 0) << THROTTLE_BITS[flag] for flag, on in flags.items())
+    bits = None if None in flags.values() else sum(bool(on) << THROTTLE_BITS[flag] for flag, on in flags.items())
     return ThermalReading(number('Temperature (C)'), number('Clock (MHz)'), bits, simulated=values.get('Simulated') == '1')
 
 

@@ -15,6 +15,7 @@ HORIZON_S = 30.0  # how far the slope is drawn out
 SLOPE_S = 20.0  # over which the slope is taken; a Pi's sensor has steps of half a degree
 GAIN = 0.005  # share of the rate per K and s. A bare Pi 4 (37 K from idle to full load, 120 s) is damped by 0.7 with it, a cooled one by more
 LEAST = 0.1  # the share that is always left
+ABSURD_C = (-60.0, 200.0)  # no board is at a temperature outside
 STALE_S = 10.0  # a temperature that has not come for so long: as without a governor
 
 
@@ -30,7 +31,9 @@ class Governor:
         self.held_back = 0
 
     def see(self, temperature_c: float) -> None:
-        """A new temperature, about one a second."""
+        """A new temperature, about one a second; one that can't be is passed over."""
+        if not ABSURD_C[0] <= temperature_c <= ABSURD_C[1]:
+            return
         now = self._clock()
         passed_s = min(STALE_S, now - self._seen[-1][0]) if self._seen else 0.0
         self._seen.append((now, temperature_c))

@@ -156,6 +156,25 @@ def test_bad_images_are_refused_counted_and_the_next_good_one_passes(bench, pape
     wait_for(lambda: newest().get('Input refused') == str(len(spoiled)), 'the count in the diagnostics')
 
 
+def test_two_publishers_on_a_topic_are_no_losses(bench, paper_bundle):
+    bench.listen(Image, 'image_preprocessed')  # somebody who wants all frames
+    node = bench.start(PreprocessNode, model=str(paper_bundle))
+    one, other = bench.publisher(Image, 'image_raw'), bench.publisher(Image, 'image_raw')
+
+    def publish(publisher):
+        received = node._input.received
+        publisher.publish(image_bytes(time.time_ns()))
+        wait_for(lambda: node._input.received > received, 'the image')
+
+    for _ in range(20):
+        publish(one)
+    before = node._input.lost + node._input.superseded
+    for _ in range(3):
+        publish(other)
+        publish(one)
+    assert node._input.lost + node._input.superseded == before
+
+
 def test_a_silent_input_and_what_was_refused_last_are_told(bench, paper_bundle, monkeypatch):
     monkeypatch.setattr('edge_resnet.nodes.inputs.SILENCE_S', 0.5)
     newest, _ = bench.diagnostics('preprocess'), bench.listen(Image, 'image_preprocessed')  # somebody who wants frames

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def test_a_cooled_board_is_left_alone():
 def test_after_an_inference_it_rests_by_its_share(governor, clock):
     assert governor.allows()
     governor.worked(0.1)
-    assert governor.allows() and governor.rest_s() == 0, 'at full share there is no rest'
+    assert governor.allows(), 'at full share there is no rest'
+    assert governor.rest_s() == 0
     governor.share = 0.5
     governor.worked(0.1)
     clock.now_s += 0.099
@@ -64,6 +66,16 @@ def test_it_gives_back_what_it_took(governor, clock):
     assert governor.share == LEAST
     see(governor, clock, *[60.0] * 100)
     assert governor.share == 1.0
+
+
+@pytest.mark.parametrize('absurd', [math.nan, math.inf, -math.inf, 1e30])
+def test_an_absurd_temperature_is_passed_over(governor, clock, absurd):
+    see(governor, clock, *[85.0] * 10, absurd)
+    share = governor.share
+    assert LEAST <= share < 1
+    governor.worked(0.1)
+    clock.now_s += 0.1 / share
+    assert governor.allows()
 
 
 def test_without_temperatures_it_does_nothing(governor, clock):
