@@ -120,7 +120,7 @@ def scale(args: argparse.Namespace) -> Iterator[tuple[str, Columns, dict[str, Ce
 def resolution(args: argparse.Namespace) -> Iterator[tuple[str, Columns, dict[str, Cell]]]:
     recorder, framerate = Recorder(), 10.0
     columns = (('span_p50', 'camera to frame ready p50 ms'), ('span_p99', 'p99'), ('total_p50', 'total p50 ms'),
-               ('cpu_outside', 'CPU ms/frame without the model'), ('rss_mb', 'PSS MB'), ('throughput', 'results/s'))
+               ('cpu', 'CPU ms/frame'), ('lost', 'published, not preprocessed %'), ('throughput', 'results/s'))
     yield f'resolution, small model, {framerate:g} Hz', columns, {
         f'{width}x{height} {kind}': lambda kind=kind, width=width, height=height: one(kind, Case('', SMALL, width, height), framerate, recorder, args)
         for kind in (SEPARATE, COMPOSED) for width, height in ((320, 240), (640, 480), (1280, 720), (1920, 1080))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from rclpy.executors import ExternalShutdownException, ShutdownException, Single
 from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.subscription import Subscription
 
+EVENTS_S = 0.2  # how long events are left out after they woke us for nothing
 WAITED = ('subscription', 'guard_condition', 'timer', 'client', 'service')
 
 
@@ -27,6 +29,7 @@ class LeanExecutor(SingleThreadedExecutor):
         self._guarded = getattr(node, 'guarded', lambda call, where: call)
         self._wait_set: Any = None
         self._sizes: tuple[int, ...] = ()
+        self._events_from_s = 0.0
 
     def spin_once(self, timeout_sec: float | None = None) -> None:
         node, open_ = self._node, self.can_execute
@@ -34,6 +37,7 @@ class LeanExecutor(SingleThreadedExecutor):
         clients, services = [*filter(open_, node.clients)], [*filter(open_, node.services)]
         own = [guard for guard in (self._guard, self._sigint_gc) if guard is not None]  # none left after shutdown
         guards, waitables = [*filter(open_, node.guards), *own], [*filter(open_, node.waitables)]
+        waitables = waitables if time.monotonic() >= self._events_from_s else []
         entered: list[Any] = []
         try:
             for entity in (*subscriptions, *timers, *clients, *services, *guards):
@@ -52,6 +56,8 @@ class LeanExecutor(SingleThreadedExecutor):
                 handle.__exit__(None, None, None)
         for call, entity in ready:
             self._guarded(call, getattr(entity, 'topic_name', ''))(entity)
+        if not ready and not others and waitables:  # in Fast DDS a message that is left unread sets the condition of its reader's events, too
+            self._events_from_s = time.monotonic() + EVENTS_S
         if others:
             self._guarded(super().spin_once, '')(0.0)
 

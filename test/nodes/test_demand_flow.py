@@ -4,7 +4,7 @@ import time
 
 import pytest
 import rclpy
-from bench import wait_for
+from bench import image_message, wait_for
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool
@@ -142,6 +142,18 @@ def test_a_timer_that_another_thread_cancels_while_it_is_called_is_not_called(be
 
     LeanExecutor._call_timer(Worst())
     assert not called
+
+
+def test_a_message_that_is_left_unread_wakes_nobody(bench, paper_bundle, monkeypatch):
+    """As one that was published before its sender was found to be in the same process, or by a camera that knows no requests."""
+    spins, spin_once = [], LeanExecutor.spin_once
+    preprocess = bench.start(PreprocessNode, model=str(paper_bundle))
+    bench.publisher(Image, 'image_raw').publish(image_message())
+    time.sleep(0.5)
+    monkeypatch.setattr(LeanExecutor, 'spin_once', lambda self, *args, **given: (spins.append(self._node), spin_once(self, *args, **given)))
+    time.sleep(1.0)
+    assert preprocess._input.received == 0, 'nobody wants a frame'
+    assert 0 < spins.count(preprocess) < 60  # two timers and the events: 16
 
 
 def test_a_lost_request_is_made_up_for(chain):
