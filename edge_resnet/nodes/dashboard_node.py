@@ -105,7 +105,8 @@ class DashboardNode(ManagedNode[DashboardParameters]):
             self._state.stage(*record[:3])
         for array, _ in self._healths.take():
             for status in array.status:
-                self._state.diagnostic(status.name, status.level[0], status.message, {entry.key: entry.value for entry in status.values})
+                self._state.diagnostic(status.name, status.level[0], status.message, {entry.key: entry.value for entry in status.values},
+                                       stamp_ns(array.header) / 1e9)
         for message, _ in self._results.take():
             self._state.result([(entry.label, entry.score) for entry in read_classification(message)])
             self._result = (stamp_ns(message.header), time.monotonic())

@@ -12,6 +12,7 @@ from edge_resnet.pipeline.latency import DROPS, LOST, OVERWRITTEN, QUANTILES, SL
 
 HISTORY_S = 300
 MAX_STATUSES, MAX_TEXT = 100, 300  # /diagnostics is open to everybody
+APART_S = 0.5  # at least, of two reports, for what came between them to make a rate
 HOPS = {  # node that counts -> (hop, its rate, what it missed)
     'camera': ('source → camera', 'Frame rate (Hz)', (OVERWRITTEN,)),
     'preprocess': ('camera → preprocess', 'Input rate (Hz)', (SUPERSEDED, LOST)),
@@ -35,13 +36,17 @@ def number(text: str | None) -> float | None:
 class Status:
     """The newest diagnostic of one node, and how fast it misses frames."""
 
-    def __init__(self, level: int, message: str, values: Mapping[str, str], heard_s: float, before: Status | None) -> None:
+    def __init__(self, level: int, message: str, values: Mapping[str, str], made_s: float, heard_s: float, before: Status | None) -> None:
         self.level, self.message, self.heard_s = level, message[:MAX_TEXT], heard_s
         self.values = {key[:MAX_TEXT]: value[:MAX_TEXT] for key, value in list(values.items())[:MAX_STATUSES]}
-        missed = [number(self.values.get(name)) for name in DROPS]
-        self.missed = sum(value for value in missed if value is not None)
-        passed_s = heard_s - before.heard_s if before else 0.0
-        self.missed_hz = max(0.0, self.missed - before.missed) / passed_s if before and passed_s > 0 else 0.0
+        missed = sum(number(self.values.get(name)) or 0.0 for name in DROPS)
+        self.counted, self.missed_hz = (made_s, missed), 0.0
+        if before is not None:
+            passed_s, more = made_s - before.counted[0], missed - before.counted[1]
+            if 0 <= passed_s < APART_S and more >= 0:  # one drop in a millisecond is no thousand a second: counted with the next report
+                self.counted, self.missed_hz = before.counted, before.missed_hz
+            elif passed_s > 0:
+                self.missed_hz = max(0.0, more) / passed_s
 
     @property
     def state(self) -> str:
@@ -81,10 +86,11 @@ class LiveState:
     def actuator(self, on: bool) -> None:
         self._on = on
 
-    def diagnostic(self, name: str, level: int, message: str, values: Mapping[str, str]) -> None:
+    def diagnostic(self, name: str, level: int, message: str, values: Mapping[str, str], made_s: float) -> None:
+        """What a node said at ``made_s`` of its own clock: several may be heard at once that it said a second apart."""
         name = name.removeprefix(self._prefix)[:MAX_TEXT]
         if name in self._statuses or len(self._statuses) < MAX_STATUSES:
-            self._statuses[name] = Status(level, message, values, self._clock(), self._statuses.get(name))
+            self._statuses[name] = Status(level, message, values, made_s, self._clock(), self._statuses.get(name))
 
     def tick(self) -> None:
         """Let time pass: each whole second becomes a point of the history."""

@@ -37,7 +37,7 @@ def test_nothing_heard_is_nothing_claimed(state):
 def test_ages_grow_when_the_topics_stop(state, clock):
     state.result([('red', 0.9), ('green', 0.1)])
     frame(state, 5 * MS)
-    state.diagnostic('robot1/actuator', 0, 'off: red at 0.20', {'Armed': '1', 'On': '0', 'Stopped': '0'})
+    state.diagnostic('robot1/actuator', 0, 'off: red at 0.20', {'Armed': '1', 'On': '0', 'Stopped': '0'}, 0.0)
     clock.now_s += 3.2
     shown = state.snapshot()
     assert [shown[part]['age_s'] for part in ('result', 'latency', 'actuator')] == [pytest.approx(3.2)] * 3
@@ -60,7 +60,8 @@ def test_a_second_is_a_point_with_its_own_frames(state, clock):
 
 def test_drops_a_second_are_between_two_reports_of_a_hop_and_a_restart_is_none(state, clock):
     def report(superseded):
-        state.diagnostic('robot1/inference', 0, 'OK', {'Input superseded': str(superseded), 'Input lost in transport': '2', 'Input rate (Hz)': '10'})
+        state.diagnostic('robot1/inference', 0, 'OK', {'Input superseded': str(superseded), 'Input lost in transport': '2', 'Input rate (Hz)': '10'},
+                         clock())
 
     report(10)
     clock.now_s += 2.0
@@ -77,9 +78,20 @@ def test_drops_a_second_are_between_two_reports_of_a_hop_and_a_restart_is_none(s
     assert state.points[-1]['drops'] == {}, 'a silent node tells nothing'
 
 
+@pytest.mark.parametrize('said_s', [(0.0, 1.0, 2.0), (0.0, 1.9995, 2.0)])
+def test_reports_that_are_heard_at_once_make_no_rate_of_the_moment_between_them(state, clock, said_s):
+    for made_s, overwritten, heard_s in zip(said_s, (0, 1, 2), (0.0, 2.0, 2.0002), strict=True):
+        clock.now_s = heard_s
+        state.diagnostic('robot1/camera', 0, 'OK', {'Overwritten before publishing': str(overwritten)}, made_s)
+    assert 0.5 <= state.snapshot()['hops'][0]['missed_hz'] <= 1.0
+    state.diagnostic('robot1/camera', 0, 'OK', {'Overwritten before publishing': '3'}, 3.0)
+    assert 0.9 <= state.snapshot()['hops'][0]['missed_hz'] <= 2.0, 'none is forgotten'
+
+
 def test_heat_and_throttle_moments_are_on_the_axis_of_the_latencies(state, clock):
     def board(celsius, throttled, **more):
-        state.diagnostic('robot1/thermal_monitor', 0, '', {'Temperature (C)': celsius, 'Clock (MHz)': '1500', 'Throttled': throttled, **more})
+        state.diagnostic('robot1/thermal_monitor', 0, '', {'Temperature (C)': celsius, 'Clock (MHz)': '1500', 'Throttled': throttled, **more},
+                         clock())
 
     board('unknown', 'unknown')
     seconds(state, clock)
@@ -96,9 +108,9 @@ def test_the_history_is_bounded(state, clock):
 
 def test_strangers_on_diagnostics_are_bounded_and_our_own_come_first(state):
     for index in range(2 * MAX_STATUSES):
-        state.diagnostic(f'stranger {index}', 2, 'x' * 10_000, {f'{key}' * 1000: 'y' * 10_000 for key in range(300)})
+        state.diagnostic(f'stranger {index}', 2, 'x' * 10_000, {f'{key}' * 1000: 'y' * 10_000 for key in range(300)}, 0.0)
         if index == 3:
-            state.diagnostic('robot1/actuator', 0, 'inactive', {})
+            state.diagnostic('robot1/actuator', 0, 'inactive', {}, 0.0)
     shown = state.snapshot()
     assert len(shown['nodes']) == MAX_STATUSES
     assert (shown['nodes'][0]['name'], shown['nodes'][0]['state']) == ('actuator', 'inactive')
@@ -107,7 +119,7 @@ def test_strangers_on_diagnostics_are_bounded_and_our_own_come_first(state):
 
 def test_a_snapshot_is_json_even_with_values_that_are_no_numbers(state, clock):
     values = {'Calibration drift (levels)': 'nan', 'Sharpness of calibration (%)': 'inf', 'Input rate (Hz)': 'none'}
-    state.diagnostic('robot1/inference', 1, 'OK', values)
+    state.diagnostic('robot1/inference', 1, 'OK', values, 0.0)
     frame(state, 10 * MS, ready_ms=-5)
     seconds(state, clock)
     shown = json.loads(json.dumps(state.snapshot(), allow_nan=False))
