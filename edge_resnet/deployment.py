@@ -107,6 +107,10 @@ def plan(given: Mapping[str, str], inside: str = '') -> Deployment:
     if not re.fullmatch(r'[0-9]{0,5}', values['dashboard_port'], re.ASCII):
         raise ParameterError(f'dashboard_port is {values["dashboard_port"]!r}, expected a number from 0 to 65535')
     nodes = [node for node in NODES if values.get('use_camera' if node == 'camera' else node, 'true') == 'true']
+    for name, targets in PARAMETERS.items():
+        if values[name] and not set(targets) & set(nodes):
+            raise ParameterError(f'{name} is {values[name]!r}, but no {targets[0]} node is started: '
+                                 f'{"use_camera" if targets[0] == "camera" else targets[0]} is false')
 
     ros_args = ['--log-level', values['log_level'], '--params-file', str(params_file)]
     for name in ('use_sim_time', 'autostart'):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -11,8 +12,20 @@ import pytest
 import yaml
 from tiny_model import write_bundle
 
-from edge_resnet.deployment import ARGUMENTS, MAX_STARTS, NODES, START_WINDOW_S, STARTED, RespawnLimit, check_model, plan, transport_environment
+from edge_resnet.deployment import (
+    ARGUMENTS,
+    MAX_STARTS,
+    NODES,
+    START_WINDOW_S,
+    STARTED,
+    RespawnLimit,
+    check_model,
+    node_parameters,
+    plan,
+    transport_environment,
+)
 from edge_resnet.exceptions import EdgeResnetError, ModelError, ParameterError
+from edge_resnet.hardware.thermal import SimulatedPi4
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,6 +132,8 @@ def test_no_argument_is_dead(model, tmp_path):
 
 @pytest.mark.parametrize(('given', 'message'), [
     ({'dashboard_port': '80a'}, "dashboard_port is '80a', expected a number from 0 to 65535"),
+    ({'dashboard_port': '8090'}, "dashboard_port is '8090', but no dashboard node is started: dashboard is false"),
+    ({'source': 'synthetic', 'use_camera': 'false'}, "source is 'synthetic', but no camera node is started: use_camera is false"),
     ({'modell': 'x'}, 'unknown argument modell, expected one of namespace'),
     ({'composed': 'yes'}, "composed is 'yes', expected one of true, false"),
     ({'actuator_backend': 'relay'}, "actuator_backend is 'relay', expected one of empty, simulated, gpio"),
@@ -166,6 +181,20 @@ def test_a_params_file_that_would_be_passed_over_is_refused(tmp_path, text, name
 def test_a_params_file_whose_sections_find_their_nodes(tmp_path, names, namespace, inside):
     (tmp_path / 'mine.yaml').write_text(''.join(SECTIONS.format(name=f"'{name}'") for name in names))
     plan({'params_file': str(tmp_path / 'mine.yaml'), 'namespace': namespace}, inside)
+
+
+def test_the_hot_board_of_the_documentation_throttles_when_it_says(tmp_path, clock):
+    text = (ROOT / 'docs' / 'thermals.md').read_text()
+    (tmp_path / 'hot.yaml').write_text(re.search(r'```yaml\n(.*?)```', text, re.S)[1])
+    arguments = plan({'board': 'simulated', 'params_file': str(tmp_path / 'hot.yaml'), 'namespace': 'robot1'}).executables['thermal_monitor_node']
+    given = node_parameters([*arguments, '-r', '__ns:=/robot1'], 'thermal_monitor')[1]
+    load = given['load']
+    board = SimulatedPi4(heatsink=given['heatsink'], fan=given['fan'], ambient_c=given['ambient_c'], load=lambda: load, clock=clock)
+    begun = clock()
+    while not board.read().flag('throttled'):
+        clock.now_s += 1.0
+        assert clock() - begun < 600.0, 'it never throttles'
+    assert clock() - begun == pytest.approx(float(re.search(r'for certain, (\d+) s after', text)[1]), abs=1.0)
 
 
 def test_a_params_file_may_nest_namespaces(tmp_path):
