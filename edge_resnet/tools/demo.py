@@ -13,11 +13,9 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 
-from edge_resnet.deployment import ARGUMENTS, RESPAWN_DELAY_S, RespawnLimit, plan, use_transport_profile
 from edge_resnet.exceptions import EdgeResnetError
 from edge_resnet.stopping import StopRequest
 
@@ -25,11 +23,15 @@ GRACE_S = 8.0
 PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent() -> None:
+def _prepare_child() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, while it imports: until its own handler is there, our SIGTERM ends it
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    stop = StopRequest().on_signals()  # before what takes time
+    from edge_resnet.deployment import ARGUMENTS, RESPAWN_DELAY_S, RespawnLimit, plan, use_transport_profile
+
     listing = '\n'.join(f'  {argument.name}:={argument.default or "..."}  {argument.description}' for argument in ARGUMENTS)
     parser = argparse.ArgumentParser(prog='edge_resnet_demo', description=__doc__, epilog=f'arguments:\n{listing}',
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if deployment.waits:
         print('autostart is false: the nodes wait for a lifecycle manager', flush=True)
     print(f'edge_resnet on ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]}, Ctrl-C ends it', flush=True)
-    stop = StopRequest().on_signals()
     namespace = ['-r', f'__ns:=/{deployment.namespace.strip("/")}'] if deployment.namespace else []
     commands = {name: [*arguments, *namespace] for name, arguments in {'console_node': ['--ros-args'], **deployment.executables}.items()}
     children = {name: _start(name, arguments) for name, arguments in commands.items()}
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _start(name: str, arguments: list[str]) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, '-m', f'edge_resnet.nodes.{name}', *arguments], preexec_fn=_die_with_parent)
+    return subprocess.Popen([sys.executable, '-m', f'edge_resnet.nodes.{name}', *arguments], preexec_fn=_prepare_child)
 
 
 def _use_writable_log_folder() -> None:
@@ -86,6 +87,8 @@ def _use_writable_log_folder() -> None:
     if not {'ROS_LOG_DIR', 'ROS_HOME'} & os.environ.keys():
         home = os.environ.get('HOME', '')
         if not (home and os.access(home, os.W_OK)):
+            import tempfile  # slow
+
             os.environ['ROS_LOG_DIR'] = tempfile.mkdtemp(prefix='edge_resnet_log_')
 
 

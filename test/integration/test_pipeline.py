@@ -1,7 +1,10 @@
 """The five executables as processes over DDS, and composed: they play the samples through the real model."""
 
 import csv
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from itertools import pairwise
@@ -154,6 +157,16 @@ def test_bad_configuration_is_one_line_that_names_it(processes, root, tmp_path, 
     lines = [line for line in processes.output(node).splitlines() if not line.startswith('INFO: Created')]
     assert len(lines) == 1, lines
     assert message in lines[0]
+
+
+def test_ctrl_c_while_the_nodes_of_the_demo_start_is_quiet():
+    demo = subprocess.Popen([sys.executable, '-m', 'edge_resnet.tools.demo', 'source:=synthetic'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, start_new_session=True)
+    assert 'Ctrl-C ends it' in demo.stdout.readline()
+    time.sleep(0.3)  # they import by now
+    os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
+    text, _ = demo.communicate(timeout=60)
+    assert (demo.returncode, 'Traceback' in text) == (0, False), text
 
 
 def test_demo_scores_itself_and_leaves_nothing_behind(processes, monkeypatch):
