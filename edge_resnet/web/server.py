@@ -1,8 +1,9 @@
 """Serves the page to any number of viewers from a thread of its own, and takes their orders.
 
 Each viewer is told the newest only: who reads slowly misses some, and nobody waits for it. An order is a POST with the token
-that this process drew for its page. A name in the Host header that is not this machine's is refused, so that no other site
-can reach it by pointing a name of its own here.
+that this process drew for its page. One to arm names the newest message that its page had, and is refused when that is old.
+A name in the Host header that is not this machine's is refused, so that no other site can reach it by pointing a name of its
+own here.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import math
 import re
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from importlib.util import find_spec
@@ -31,6 +34,7 @@ MAX_VIEWERS = 16
 STUCK_S = 10.0  # a viewer that takes nothing for so long is let go
 SEND_BUFFER = 64 * 1024
 ANSWER_S = 2.0  # for an order to be carried out
+SEEN_S = 3.0  # at most, since what was seen when arming: an order may wait in a connection that hangs
 HEADERS = {
     'Content-Security-Policy': "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
                                "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -66,6 +70,13 @@ def is_own_name(host_header: str) -> bool:
     name = (found[1] or found[2]).rstrip('.') if found else ''
     own = socket.gethostname().lower().split('.')[0]
     return _is_address(name) or name in ('localhost', own, f'{own}.local', socket.gethostname().lower())
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 class Viewer:
@@ -118,7 +129,7 @@ class DashboardServer:
 
     def push(self, content: dict[str, Any]) -> None:
         """Tell all viewers; ``content`` becomes JSON once."""
-        message = b'data: ' + json.dumps({'session': self._session, **content}, separators=(',', ':')).encode() + b'\n\n'
+        message = b'data: ' + json.dumps({'session': self._session, 'sent': time.monotonic(), **content}, separators=(',', ':')).encode() + b'\n\n'
         with contextlib.suppress(RuntimeError):  # closed meanwhile, by the thread that ends the process
             self._loop.call_soon_threadsafe(self._offer, message)
 
@@ -160,7 +171,7 @@ class DashboardServer:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
         if not is_own_name(request.headers.get('Host', '')):
-            raise web.HTTPMisdirectedRequest(text='this name is not of this machine\n')
+            raise web.HTTPMisdirectedRequest(text='this name is not known to be of this machine: use its IP address\n')
         token = request.headers.get('X-Token', '').encode('utf-8', 'replace')
         if request.method == 'POST' and not secrets.compare_digest(token, self._token.encode()):
             raise web.HTTPForbidden(text='the page is of an earlier run: reload it\n')
@@ -210,8 +221,11 @@ class DashboardServer:
         return response
 
     async def _post_order(self, request: web.Request) -> web.Response:
+        name = request.path[1:]
+        if name == 'arm' and not 0 <= time.monotonic() - _seconds(request.headers.get('X-Seen', '')) <= SEEN_S:
+            return web.Response(text=f'not armed: what the page showed then is more than {SEEN_S:g} s old', status=409)
         try:
-            text = await asyncio.wait_for(asyncio.wrap_future(self._order(request.path[1:])), ANSWER_S)
+            text = await asyncio.wait_for(asyncio.wrap_future(self._order(name)), ANSWER_S)
         except asyncio.TimeoutError:
             return web.Response(text='the actuator does not answer', status=504)
         except BackendError as error:

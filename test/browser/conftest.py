@@ -63,7 +63,8 @@ class Page:
             time.sleep(1.0)
             self.size(width, self.run('document.documentElement.scrollHeight'), dark=dark)
             time.sleep(1.5)
-            self.driver.save_screenshot(str(Path(SCREENSHOTS, name)))
+            Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
+            assert self.driver.save_screenshot(str(Path(SCREENSHOTS, name))), f'{name} could not be written'
 
 
 @pytest.fixture(scope='module')
@@ -102,7 +103,7 @@ def robot(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def page(robot, browser):
-    robot.start('dashboard_node', port=0)
+    robot.dashboard = robot.start('dashboard_node', port=0)
     robot.url = until(lambda: re.search(r'dashboard on (\S+)', robot.output('dashboard_node')), 'a dashboard')[1]
     page = Page(browser)
     page.size(1280, 900)

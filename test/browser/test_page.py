@@ -1,6 +1,7 @@
 """The page in a real browser: what moves, what the buttons do, and what it says when there is nothing to say. In this order."""
 
 import re
+import signal
 import time
 
 import pytest
@@ -39,6 +40,26 @@ def test_three_slices_heat_and_throttle_moments_are_on_one_time_axis(page):
     assert len({(axis, length) for _, axis, length in traces}) == 1
     until(lambda: page.run("document.getElementById('chart').data[0].x.length") > traces[0][2], 'a second more')
     assert page.run("document.querySelectorAll('#chart .main-svg').length") > 0
+
+
+def test_a_worst_frame_is_in_the_chart_or_marked_as_above_it(page):
+    """One of all stretches the axis to twice its height at most; where it is higher still, its mark is at the top."""
+    drawn = """(factor => {
+      const kept = points;
+      points = Array.from({length: 40}, (_, n) => (
+        {n, t: n, ms: [3, 20, 1], worst: n === 20 ? factor * 50 : 50, drops: {}, celsius: 60, mhz: 1500, flags: []}));
+      draw();
+      const {data, layout} = $('chart'), worst = data.find(trace => trace.name === 'worst');
+      const told = [layout.yaxis.range[1], worst.y[20], worst.customdata[20], worst.marker.size[20], worst.marker.size[19]];
+      points = kept;
+      draw();
+      return told;
+    })(arguments[0])"""
+    for factor in (1, 1.5, 10):
+        top, at, told, mark, other = page.run(drawn, factor)
+        assert (at, told, mark > 0, other) == (min(top, factor * 50), factor * 50, factor == 10, 0)
+        assert top <= 2 * 50
+        assert factor == 10 or top > factor * 50
 
 
 @pytest.mark.skipif(bool(SCREENSHOTS), reason='the board is simulated then')
@@ -81,6 +102,24 @@ def test_emergency_stop_is_off_within_a_second_and_arming_ends_it(page, robot):
     until(lambda: robot.state_file.read_text().strip() == '1' and page.text('on') == 'ON', 'on again')
 
 
+def test_a_dashboard_that_hangs_stops_when_it_is_back_and_does_not_arm_then(page, robot):
+    def hung(order, button):
+        robot.dashboard.send_signal(signal.SIGSTOP)
+        page.press(button)
+        until(lambda: page.text('answer') == f'{order}: no answer yet, nothing may have happened', 'an honest answer')
+        robot.dashboard.send_signal(signal.SIGCONT)
+
+    hung('stop', 'stop')
+    until(lambda: page.text('answer') == 'stop: not armed', 'the stop')
+    until(lambda: page.text('arm') == 'Re-arm', 'the button')
+    hung('arm', 'arm')
+    until(lambda: page.text('answer').startswith('arm: not armed: what the page showed then'), 'a refusal')
+    assert page.text('armed') == 'emergency stop'
+    until(lambda: page.text('link') == 'connected', 'the page to see again')
+    page.press('arm')
+    until(lambda: page.text('armed') == 'armed', 'armed')
+
+
 @pytest.mark.parametrize('dark', [False, True])
 @pytest.mark.parametrize('width', [390, 768, 1280])
 def test_any_width_light_and_dark(page, width, dark):
@@ -104,7 +143,8 @@ def test_any_width_light_and_dark(page, width, dark):
 def test_it_uses_nothing_but_this_machine_and_breaks_no_rule_of_its_own(page, robot):
     names = page.run("performance.getEntriesByType('resource').map(entry => entry.name)")
     assert {name for name in names if not name.startswith((robot.url, 'data:'))} == set()
-    assert [entry for entry in page.driver.get_log('browser') if entry['level'] == 'SEVERE'] == []
+    severe = [entry['message'] for entry in page.driver.get_log('browser') if entry['level'] == 'SEVERE']
+    assert [message for message in severe if '/arm - ' not in message or '409' not in message] == [], 'but for the order refused above'
 
 
 def test_screenshots_for_the_documentation(page):

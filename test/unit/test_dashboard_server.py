@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 
@@ -124,14 +125,29 @@ def test_an_order_that_fails_says_why(desk, monkeypatch):
     desk.answer = BackendError('there is no actuator node')
     assert desk.ask('POST', '/stop', **headers)[:2] == (503, 'there is no actuator node')
     desk.answer = None
-    assert desk.ask('POST', '/arm', **headers)[:2] == (504, 'the actuator does not answer')
+    assert desk.ask('POST', '/disarm', **headers)[:2] == (504, 'the actuator does not answer')
+
+
+def test_arming_is_refused_by_who_saw_only_what_is_old_and_stopping_never(desk, monkeypatch):
+    viewer = desk.view()
+    desk.server.push({})
+    seen = json.loads(re.search(rb'^data: (.*)$', read_until(viewer, b'}\n\n'), re.M)[1])['sent']
+    viewer.close()
+    headers, orders = {'X-Token': desk.token()}, []
+    for text, waited_s, status in ((f'{seen}', 2.0, 200), (f'{seen}', 4.0, 409), ('', 0.0, 409), ('undefined', 0.0, 409), (f'{seen + 60}', 0.0, 409)):
+        monkeypatch.setattr(module, 'time', SimpleNamespace(monotonic=lambda waited_s=waited_s: seen + waited_s))
+        assert desk.ask('POST', '/arm', **headers, **{'X-Seen': text})[0] == status, text
+        assert desk.ask('POST', '/stop', **headers, **{'X-Seen': text})[0] == 200
+        orders += ['arm', 'stop'] if status == 200 else ['stop']
+    assert desk.orders == orders
 
 
 def test_a_foreign_host_name_is_refused(desk):
     """A page elsewhere that points its own name here (DNS rebinding) would else have the token."""
     for host in ('evil.example', f'evil.example:{desk.port}', 'localhost.evil.example', '127.0.0.1.evil.example', 'a b', '[::1', ':80'):
         for method, path in (('GET', '/'), ('GET', '/events'), ('POST', '/stop')):
-            assert desk.ask(method, path, host=host)[0] == 421, host
+            status, text, _ = desk.ask(method, path, host=host)
+            assert (status, 'use its IP address' in text) == (421, True), host
     assert desk.orders == []
     assert desk.ask('GET', '/', host=f'localhost:{desk.port}')[0] == 200
 

@@ -5,7 +5,7 @@ const SLICES = [['camera_to_frame_ready', 'to frame ready'], ['frame_to_inferenc
   ['total', 'total']];
 const HOPS = {camera: 'source → camera', preprocess: 'camera → preprocess', inference: 'preprocess → inference', actuator: 'inference → actuator'};
 const EXPECTED = ['preprocess', 'inference', 'actuator'];
-const HISTORY_S = 300, SHORTEST_S = 60, LOST_S = 1.5;
+const HISTORY_S = 300, SHORTEST_S = 60, LOST_S = 1.5, ANSWER_S = 3;
 const token = document.querySelector('meta[name=token]').content;
 const $ = id => document.getElementById(id);
 let last = null, session = null, points = [], offset = Infinity, pictureAt = null, loading = false;
@@ -199,13 +199,16 @@ function draw() {
     marker: {color: color(shade)}, hovertemplate: `${name} %{y:.1f} ${unit}<extra></extra>`});
   const line = (key, name, axis, unit, dash) => ({x, y: points.map(point => point[key]), name, yaxis: axis, mode: 'lines',
     line: {color: color(name), width: 1.6, dash, shape: dash ? 'linear' : 'hv'}, hovertemplate: `%{y:.1f} ${unit}<extra></extra>`});
+  const stacked = points.map(point => point.ms && point.ms[0] + point.ms[1] + point.ms[2]), worst = points.map(point => point.worst);
+  const top = Math.max(1, 1.25 * quantile(stacked, 1), Math.min(1.05 * quantile(worst, 1), 2 * quantile(worst, 0.95)));
+  const above = worst.map(value => value > top);  // few: drawn at the top, with a mark, so that they flatten nothing
   const traces = [
     ...SLICES.slice(0, 3).map(([, name], index) => bar(points.map(point => point.ms && point.ms[index]), name, 'y', `s${index}`, 'ms')),
-    line('worst', 'worst', 'y', 'ms at worst', 'dot'),
+    {...line('worst', 'worst', 'y', 'ms at worst', 'dot'), y: worst.map((value, index) => above[index] ? top : value), customdata: worst,
+      hovertemplate: '%{customdata:.1f} ms at worst<extra></extra>', mode: 'lines+markers', cliponaxis: false,
+      marker: {symbol: 'triangle-up', color: color('worst'), size: above.map(marked => marked ? 9 : 0)}},
     ...Object.entries(HOPS).map(([node, hop], index) => bar(points.map(point => point.drops[node] ?? null), hop, 'y2', `d${index}`, 'dropped/s')),
     line('celsius', 'heat', 'y3', '°C'), line('mhz', 'clock', 'y4', 'MHz')];
-  const stacked = points.map(point => point.ms && point.ms[0] + point.ms[1] + point.ms[2]);
-  const top = Math.max(1, 1.25 * quantile(stacked, 1), 1.1 * quantile(points.map(point => point.worst), 0.95));
   const dropped = Math.max(1, ...points.map(point => Object.values(point.drops).reduce((sum, value) => sum + value, 0)));
   const celsius = points.map(point => point.celsius).filter(known);
   const span = Math.max(SHORTEST_S, -x[0]), step = [10, 30, 60].find(seconds => span / seconds <= 6.5), ticks = [];
@@ -230,7 +233,7 @@ function draw() {
     yaxis4: axis([0, 0.25], {title: {text: 'MHz'}, range: [0, 1.1 * Math.max(1500, ...points.map(point => point.mhz))], tick0: 0, dtick: 500,
       overlaying: 'y3', side: 'right', showgrid: false, visible: points.some(point => known(point.mhz))}),
     annotations: [
-      title(1, 'Latency', [key('s0', 'frame ready'), key('s1', 'inference'), key('s2', 'actuator'), key('worst', 'worst', '┄')]),
+      title(1, 'Latency', [key('s0', 'frame ready'), key('s1', 'inference'), key('s2', 'actuator'), key('worst', 'worst', above.includes(true) ? '┄▲' : '┄')]),
       title(0.47, 'Dropped', (narrow ? Object.keys(HOPS) : Object.values(HOPS)).map((text, index) => key(`d${index}`, text))),
       title(0.25, `Heat${points.some(point => point.simulated) ? ' (simulated)' : ''}${celsius.length ? '' : ', unknown'}`,
         [key('heat', 'temperature', '━'), key('clock', 'clock', '━'), key('bad', 'throttles at 80 °C', '┄')]),
@@ -277,14 +280,16 @@ function onMessage(event) {
 async function order(name) {
   const answer = $('answer');
   set(answer, `${name} …`);
+  answer.className = 'muted';
+  const waiting = setTimeout(() => { set(answer, `${name}: no answer yet, nothing may have happened`); answer.className = 'warning'; }, ANSWER_S * 1000);
   try {
-    const response = await fetch(name, {method: 'POST', headers: {'X-Token': token}});
+    const response = await fetch(name, {method: 'POST', headers: {'X-Token': token, 'X-Seen': String(last?.sent)}});
     set(answer, `${name}: ${(await response.text()).trim()}`);
     answer.className = response.ok ? 'muted' : 'warning';
   } catch (error) {
     set(answer, `${name} was NOT sent: no connection`);
     answer.className = 'warning';
-  }
+  } finally { clearTimeout(waiting); }
 }
 
 $('stop').addEventListener('click', () => order('stop'));
