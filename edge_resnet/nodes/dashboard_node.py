@@ -179,7 +179,9 @@ class DashboardNode(ManagedNode[DashboardParameters]):
 
         def answered(call: Any) -> None:
             answer = call.result()
-            if not done.set_running_or_notify_cancel():  # nobody waits any more
+            if not done.set_running_or_notify_cancel():  # nobody waits any more, nor expects it to be armed
+                if name == 'arm':
+                    self._arm.call_async(SetBool.Request(data=False))
                 return
             if answer.success:
                 done.set_result(answer.message)

@@ -51,7 +51,7 @@ class Page:
         return response.status, response.read().decode()
 
     def order(self, name):
-        return self.ask('POST', f'/{name}', **{'X-Token': self.token})
+        return self.ask('POST', f'/{name}', **{'X-Token': self.token, 'X-Seen': str(time.monotonic())})
 
     def event(self, accepts=lambda event: True):
         """The next event that ``accepts`` likes."""
@@ -171,6 +171,19 @@ def test_a_stop_is_said_again_and_an_actuator_that_hangs_is_told_of(bench, dashb
     assert Page(dashboard).order('stop') == (504, 'the actuator does not answer')
     wait_for(lambda: len(heard) == 4, 'the stop, four times')
     assert all(message.data for message in heard)
+
+
+def test_an_actuator_that_hung_does_not_stay_armed_when_nobody_waits_any_more(dashboard, monkeypatch):
+    monkeypatch.setattr(server, 'ANSWER_S', 0.2)
+    asked = []
+    monkeypatch.setattr(dashboard, '_arm', SimpleNamespace(
+        service_is_ready=lambda: True, call_async=lambda request: asked.append((request.data, Future())) or asked[-1][1]))
+    page = Page(dashboard)
+    for order in ('disarm', 'arm'):
+        assert page.order(order) == (504, 'the actuator does not answer')
+    for _, call in asked[:]:
+        call.set_result(SetBool.Response(success=True, message='done'))
+    assert [data for data, _ in asked] == [False, True, False]
 
 
 def test_what_is_missing_is_named(bench, monkeypatch):
