@@ -57,7 +57,8 @@ def test_a_worst_frame_is_in_the_chart_or_marked_as_above_it(page):
     })(arguments[0])"""
     for factor in (1, 1.5, 10):
         top, at, told, mark, other = page.run(drawn, factor)
-        assert (at, told, mark > 0, other) == (min(top, factor * 50), factor * 50, factor == 10, 0)
+        assert (told, mark > 0, other) == (factor * 50, factor == 10, 0)
+        assert at == factor * 50 or (factor == 10 and 0.9 * top < at < top)
         assert top <= 2 * 50
         assert factor == 10 or top > factor * 50
 

@@ -204,8 +204,8 @@ function draw() {
   const above = worst.map(value => value > top);  // few: drawn at the top, with a mark, so that they flatten nothing
   const traces = [
     ...SLICES.slice(0, 3).map(([, name], index) => bar(points.map(point => point.ms && point.ms[index]), name, 'y', `s${index}`, 'ms')),
-    {...line('worst', 'worst', 'y', 'ms at worst', 'dot'), y: worst.map((value, index) => above[index] ? top : value), customdata: worst,
-      hovertemplate: '%{customdata:.1f} ms at worst<extra></extra>', mode: 'lines+markers', cliponaxis: false,
+    {...line('worst', 'worst', 'y', 'ms at worst', 'dot'), y: worst.map((value, index) => above[index] ? 0.97 * top : value), customdata: worst,
+      hovertemplate: '%{customdata:.1f} ms at worst<extra></extra>', mode: 'lines+markers',
       marker: {symbol: 'triangle-up', color: color('worst'), size: above.map(marked => marked ? 9 : 0)}},
     ...Object.entries(HOPS).map(([node, hop], index) => bar(points.map(point => point.drops[node] ?? null), hop, 'y2', `d${index}`, 'dropped/s')),
     line('celsius', 'heat', 'y3', '°C'), line('mhz', 'clock', 'y4', 'MHz')];
