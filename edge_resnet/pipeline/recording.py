@@ -39,6 +39,17 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }
 
 
+def number_of(path: Path) -> int:
+    """What a recording's name ends with, 0 when that is no number."""
+    digits = path.stem.rpartition('_')[2]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def recordings(folder: Path) -> list[Path]:
+    """Those in ``folder``, oldest first: by their numbers, which go up from run to run, as a date may be of a clock that was behind."""
+    return sorted((path for path in folder.glob(f'{PREFIX}*{SUFFIX}') if number_of(path)), key=lambda path: (number_of(path), path))
+
+
 class Recorder:
     """Writes a run into ``folder``, in files of a quarter of ``max_bytes``; with more than that in the folder the oldest recordings go.
 
@@ -54,7 +65,7 @@ class Recorder:
         self._make_writer = mcap.writer.Writer
         self._folder, self._max_bytes, self._clock = folder, max_bytes, clock
         self._name = f'{PREFIX}{datetime.now(timezone.utc):%Y%m%d_%H%M%S}'
-        self._number, self._unflushed, self._retry_at = 0, 0, -RETRY_S
+        self._unflushed, self._retry_at = 0, -RETRY_S
         self._stream: Any = None
         self._about: dict[str, Any] = {}
         self.path, self.error, self.lost = folder, '', 0
@@ -99,13 +110,12 @@ class Recorder:
         from mcap.writer import CompressionType
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        recordings = sorted(self._folder.glob(f'{PREFIX}*{SUFFIX}'))
-        sizes = [path.stat().st_size for path in recordings]
+        there = recordings(self._folder)
+        sizes = [path.stat().st_size for path in there]
+        self.path = self._folder / f'{self._name}_{number_of(there[-1]) + 1 if there else 1:03d}{SUFFIX}'
         while sizes and sum(sizes) > self._max_bytes - self._max_bytes // PIECES:
-            recordings.pop(0).unlink()
+            there.pop(0).unlink()
             sizes.pop(0)
-        self._number += 1
-        self.path = self._folder / f'{self._name}_{self._number:03d}{SUFFIX}'
         self._stream = self.path.open('xb')
         self._writer = self._make_writer(self._stream, use_chunking=False, compression=CompressionType.NONE)
         self._writer.start(library='edge_resnet')
@@ -157,7 +167,9 @@ def read_run(path: Path) -> Run:
         from mcap.stream_reader import StreamReader
     except ImportError:
         raise ParameterError(f'{path}: reading it needs the mcap package (pip install mcap)') from None
-    paths = sorted(path.glob(f'{PREFIX}*{SUFFIX}')) if path.is_dir() else [path]
+    if not path.exists():
+        raise ParameterError(f'{path}: no such run, expected a recording or a folder of them')
+    paths = recordings(path) if path.is_dir() else [path]
     paths = [other for other in paths if other.name.rsplit('_', 1)[0] == paths[-1].name.rsplit('_', 1)[0]]
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     cut_off = False

@@ -122,7 +122,7 @@ def test_two_runs_side_by_side(tmp_path, capsys):
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['{runs}', '--budget-ms', '0'], 'budget_ms is 0.0, expected 0.01 to 60000'),
     (['{empty}'], 'no recording of edge_resnet in it'),
-    (['{empty}/nothing.mcap'], 'No such file or directory'),
+    (['{empty}/nothing.mcap'], 'nothing.mcap: no such run, expected a recording or a folder of them'),
 ])
 def test_what_is_wrong_is_one_line(ten_minutes, tmp_path, capsys, arguments, message):
     (tmp_path / 'empty').mkdir()

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip('mcap')
 from edge_resnet.exceptions import ParameterError
 from edge_resnet.pipeline.latency import METRICS
-from edge_resnet.pipeline.recording import RETRY_S, SCHEMAS, Recorder, read_run
+from edge_resnet.pipeline.recording import RETRY_S, SCHEMAS, Recorder, number_of, read_run
 
 T0 = 1_700_000_000 * 10 ** 9
 FRAME = {**dict.fromkeys(METRICS, 1.0), 'temperature_c': 61.5, 'clock_mhz': 1500.0, 'throttle_bits': 0, 'simulated': False}
@@ -118,6 +118,32 @@ def test_space_is_bounded_the_oldest_go_and_nothing_of_anothers(tmp_path):
     assert totals[-1] == 1999
     assert (np.diff(totals) == 1).all(), 'nothing is lost where files meet'
     assert run.about == {'configuration': {'camera': 1}, 'time_ns': run.about['time_ns']}, 'every file tells what ran'
+
+
+def test_the_thousandth_file_is_newer_than_the_one_before(tmp_path):
+    (tmp_path / 'edge_resnet_20200101_000000_997.mcap').write_bytes(bytes(90_000))
+    recorder = Recorder(tmp_path, 200_000)
+    for number in range(2000):
+        record(recorder, 1, number)
+    recorder.close()
+    run = read_run(tmp_path)
+    assert number_of(recorder.path) > 1002
+    assert [number_of(path) for path in run.paths] == list(range(number_of(run.paths[0]), number_of(recorder.path) + 1))
+    assert run.frames['total'][-1] == 1999
+    assert (np.diff(run.frames['total']) == 1).all()
+
+
+def test_a_run_of_a_clock_that_was_behind_is_the_newest(tmp_path):
+    for date, total in (('20300101_000000', 1.0), ('19700101_000000', 2.0)):
+        recorder = Recorder(tmp_path, 400_000)
+        recorder._name = f'edge_resnet_{date}'
+        record(recorder, 200, total=total)
+        recorder.close()
+    assert read_run(tmp_path).frames['total'].tolist() == [2.0] * 200
+    recorder = Recorder(tmp_path, 100_000)
+    record(recorder, 1)
+    recorder.close()
+    assert not list(tmp_path.glob('*_20300101_*')), 'what was recorded first goes first'
 
 
 def test_a_disk_that_is_full_loses_records_and_says_so(tmp_path, clock):
