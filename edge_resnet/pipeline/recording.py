@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import struct
 import time
 from collections import defaultdict
@@ -37,6 +38,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     'events': {'event': TEXT, 'on': {'type': 'boolean'}, **TAGS},  # throttle flags that came and went, clocks that jumped
     'drops': {'ended': OBJECT, 'missed': OBJECT, 'faults': OBJECT},  # so far
 }
+
+TYPES: dict[str, Any] = {'number': (int, float), 'integer': int, 'string': str, 'object': dict, 'boolean': bool}
+NEEDED = {'frames': ('stamp_ns', 'total'), 'events': ('event',)}  # without which an entry says nothing
 
 
 def number_of(path: Path) -> int:
@@ -147,7 +151,9 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Run:
-    """A recording. ``frames``: METRICS, BOARD and stamp_ns -> (frames,) float64, NaN where unknown; ``cut_off``: its writer was killed."""
+    """A recording. ``frames``: METRICS, BOARD and stamp_ns -> (frames,) float64, NaN where unknown; ``cut_off``: not all of it could be read.
+
+    Entries of ``board`` and ``events`` have all that SCHEMAS says, None where it is unknown."""
 
     paths: list[Path]
     about: dict[str, Any]
@@ -157,6 +163,19 @@ class Run:
     drops: dict[str, dict[str, int]]
     simulated: bool
     cut_off: bool
+
+
+def entry_of(topic: str, data: bytes) -> dict[str, Any]:
+    """What SCHEMAS says of ``topic``, None where it is missing, of another type or no finite number; ValueError when ``data`` says nothing."""
+    content = json.loads(data, parse_constant=lambda _: None, parse_float=lambda text: value if math.isfinite(value := float(text)) else None)
+    entry = {name: content.get(name) for name in SCHEMAS[topic]} if isinstance(content, dict) else {}
+    for name, value in entry.items():
+        kind = SCHEMAS[topic][name]['type']
+        if not isinstance(value, TYPES[kind]) or (kind in ('number', 'integer') and (isinstance(value, bool) or not abs(value) < 2 ** 63)):
+            entry[name] = {} if kind == 'object' else None
+    if not entry or any(entry[name] is None for name in NEEDED.get(topic, ())):
+        raise ValueError(f'no entry of {topic}')
+    return entry
 
 
 def read_run(path: Path) -> Run:
@@ -178,10 +197,14 @@ def read_run(path: Path) -> Run:
         with each.open('rb') as stream:
             try:
                 for record in StreamReader(stream).records:
-                    if isinstance(record, Message):
-                        found[topics[record.channel_id]].append({**json.loads(record.data), 'time_ns': record.log_time})
-                    elif isinstance(record, Channel):
+                    if isinstance(record, Channel):
                         topics[record.id] = record.topic.rpartition('/')[2]
+                    elif isinstance(record, Message) and topics[record.channel_id] in SCHEMAS:
+                        try:
+                            entry = entry_of(topics[record.channel_id], record.data)
+                            found[topics[record.channel_id]].append({**entry, 'time_ns': record.log_time})
+                        except (ValueError, RecursionError):
+                            cut_off = True
             except (McapError, struct.error, ValueError, KeyError):
                 cut_off = True
     if not found:
@@ -189,5 +212,7 @@ def read_run(path: Path) -> Run:
     columns = ('stamp_ns', *METRICS, *BOARD)
     table = np.array([[frame.get(name) for name in columns] for frame in found['frames']], np.float64).reshape(-1, len(columns))
     simulated = any(entry.get('simulated') for entry in found['board'])
+    last = found['drops'][-1] if found['drops'] else {}
     return Run(paths, found['run'][-1] if found['run'] else {}, dict(zip(columns, table.T, strict=True)), found['board'], found['events'],
-               found['drops'][-1] if found['drops'] else {}, simulated, cut_off)
+               {kind: {who: count for who, count in counts.items() if isinstance(count, int)} for kind, counts in last.items() if kind != 'time_ns'},
+               simulated, cut_off)

@@ -100,7 +100,7 @@ def page(results: Sequence[dict[str, Any]], pictures: dict[str, bytes]) -> str:
         seconds, files = result['seconds'], len(result['files'])
         parts.append(f'<p>{html.escape(result["files"][0])}{f" and {files - 1} more" if files > 1 else ""}: {result["start"]}, {seconds:.0f} s, '
                      f'{result["frames"]} frames, {number(result["rate_hz"])} Hz, inference busy {number(result["inference_duty_percent"])} % of the '
-                     f'time.{" Its writer was killed, the file is good up to there." if result["cut_off"] else ""}</p>')
+                     f'time.{" Not all of it could be read: its writer was killed, or the file is damaged." if result["cut_off"] else ""}</p>')
         if result['simulated']:
             parts.append('<p class="simulated"><b>Temperature, clock and throttling are simulated</b>, of a model of a Raspberry Pi 4.</p>')
         if result['budget']:

@@ -15,7 +15,7 @@ pytest.importorskip('mcap')
 pytest.importorskip('matplotlib')
 from edge_resnet.hardware.thermal import FULL_MHZ, SimulatedPi4, TransitionLog
 from edge_resnet.pipeline.latency import METRICS, SLICES
-from edge_resnet.pipeline.recording import Recorder, read_run
+from edge_resnet.pipeline.recording import SCHEMAS, Recorder, read_run
 from edge_resnet.tools import latency_report
 
 T0 = 1_700_000_000 * 10 ** 9
@@ -151,3 +151,31 @@ def test_a_run_without_a_frame_is_refused(tmp_path, capsys):
     code, error = run(capsys, tmp_path / 'runs', '--out', tmp_path / 'report')
     assert code == 1
     assert 'no frame in it came from the camera to the actuator' in error
+
+
+ODD = ('[]', '1', '{}', '{"stamp_ns": NaN}', '{"temperature_c": "warm"}', '{"total": 1e999}', '{"total": [1]}', '{"stamp_ns": 1' + 300 * '0' + '}', 'x',
+       '{"event": 7}', '{"ended": [1]}', '{"ended": {"captured": NaN, "frame_ready": "x"}, "faults": {"x": 1e999}}', '{"configuration": 1}', 1000 * '[',
+       '{"event": "throttled", "on": "yes", "temperature_c": Infinity}')
+
+
+def test_what_is_odd_in_a_recording_is_left_out_and_that_is_said(tmp_path, capsys, monkeypatch):
+    good = {'stamp_ns': T0, **dict.fromkeys(METRICS, 5.0)}
+    recorder = Recorder(tmp_path / 'runs', 10 ** 7)
+    with monkeypatch.context() as patch:
+        for content in ({**good, 'inference': float('nan'), 'temperature_c': float('inf')}, {**good, 'total': float('nan')}):
+            recorder.write('frames', T0, content)
+        patch.setattr('edge_resnet.pipeline.recording.json.dumps', lambda content, **_: content)
+        for topic in SCHEMAS:
+            for text in ODD:
+                recorder._add(topic, T0, Text(text))
+    recorder.write('frames', T0, good)
+    recorder.close()
+    code, error = run(capsys, tmp_path / 'runs', '--out', tmp_path / 'report')
+    assert (code, error) == (0, '')
+    result = json.loads((tmp_path / 'report' / 'latency.json').read_text())['runs'][0]
+    assert (result['frames'], result['ms']['inference']['max'], result['temperature_max_c']) == (2, 5.0, None)
+    assert 'Not all of it could be read' in (tmp_path / 'report' / 'index.html').read_text()
+
+
+class Text(str):
+    """Goes into a recording as it is."""

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip('mcap')
 from edge_resnet.exceptions import ParameterError
 from edge_resnet.pipeline.latency import METRICS
-from edge_resnet.pipeline.recording import RETRY_S, SCHEMAS, Recorder, number_of, read_run
+from edge_resnet.pipeline.recording import BOARD, RETRY_S, SCHEMAS, Recorder, number_of, read_run
 
 T0 = 1_700_000_000 * 10 ** 9
 FRAME = {**dict.fromkeys(METRICS, 1.0), 'temperature_c': 61.5, 'clock_mhz': 1500.0, 'throttle_bits': 0, 'simulated': False}
@@ -40,7 +40,7 @@ def test_what_was_written_is_read(tmp_path):
     assert np.isnan(run.frames['capture']).all()
     assert np.isnan(run.frames['temperature_c']).all()
     assert (run.frames['stamp_ns'][1] - run.frames['stamp_ns'][0]) / 1e6 == pytest.approx(33, abs=0.001)
-    assert run.events == [{'event': 'throttled', 'on': True, 'time_ns': T0 + 5}]
+    assert run.events == [{**dict.fromkeys((*BOARD, 'simulated')), 'event': 'throttled', 'on': True, 'time_ns': T0 + 5}]
     assert (run.drops['ended'], run.simulated, run.cut_off) == ({'captured': 3}, True, False)
     assert (recorder.lost, recorder.error) == (0, '')
 
@@ -117,7 +117,7 @@ def test_space_is_bounded_the_oldest_go_and_nothing_of_anothers(tmp_path):
     totals = run.frames['total']
     assert totals[-1] == 1999
     assert (np.diff(totals) == 1).all(), 'nothing is lost where files meet'
-    assert run.about == {'configuration': {'camera': 1}, 'time_ns': run.about['time_ns']}, 'every file tells what ran'
+    assert run.about == {'configuration': {'camera': 1}, 'host': {}, 'time_ns': run.about['time_ns']}, 'every file tells what ran'
 
 
 def test_the_thousandth_file_is_newer_than_the_one_before(tmp_path):
