@@ -64,8 +64,8 @@ METRICS = FrameLatency._fields[1:]
 class StageJoiner:
     """Collects stage records until a frame is through or, after SETTLE_S of ``clock``, given up; remembers ``capacity`` frames at most.
 
-    ``ended`` counts frames by the last stage that they got to, once that is settled: a frame for each frame, ACTUATOR_COMMANDED those that
-    got through. ``faults`` counts by name the frames whose times can't be true: they are reported, never averaged in. ``late`` are records
+    ``ended`` counts frames by the last stage that they got to, once each: ACTUATOR_COMMANDED those that got through, at once, the others when
+    they are given up. ``faults`` counts by name the frames whose times can't be true: they are reported, never averaged in. ``late`` are records
     of frames that were given up, ``busy_ns`` and ``results`` what inference did.
     """
 
@@ -100,15 +100,17 @@ class StageJoiner:
             self.results += 1
             self.busy_ns += max(0, time_ns - times.get(INFERENCE_STARTED, time_ns))
         if source in ENDS and all(stage in times for stage in ENDS):
+            self.ended[ACTUATOR_COMMANDED] += 1
             return self._complete(stamp_ns, times)
         return None
 
-    def settle(self) -> None:
-        """Give up the frames that have had their time, and those over ``capacity``; call it now and then."""
+    def settle(self, after_s: float = SETTLE_S) -> None:
+        """Give up the frames that have had ``after_s``, and those over ``capacity``; call it now and then."""
         now = self._clock()
-        while self._open and (len(self._open) > self._capacity or now - next(iter(self._open.values()))[0] > SETTLE_S):
+        while self._open and (len(self._open) > self._capacity or now - next(iter(self._open.values()))[0] > after_s):
             stamp_ns, (_, times) = self._open.popitem(last=False)
-            self.ended[max(times, key=STAGES.index)] += 1
+            if not times.keys() >= {*ENDS}:  # which was counted already
+                self.ended[max(times, key=STAGES.index)] += 1
             self._settled[stamp_ns] = None
         while len(self._settled) > self._capacity:
             self._settled.popitem(last=False)

@@ -4,7 +4,8 @@
     ros2 run edge_resnet latency_report runs/edge_resnet_20260101_120000_001.mcap --compare runs/yesterday --out reports/both
 
 RUN is a file that latency_monitor recorded (its parameter record_to), or a folder, of which the newest run is taken. Writes
-latency.json, index.html, a page that needs nothing else, and its pictures into --out, all or nothing.
+latency.json, index.html, a page that needs nothing else, and its pictures into --out, all or nothing. The exit code is 3 when the
+budget was missed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +31,14 @@ from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED, METRICS, PARTS, QUA
 from edge_resnet.pipeline.recording import Run, read_run
 from edge_resnet.tools import plots, report
 
-FILES = ('latency.json', 'index.html', 'slices.png', 'spread.png', 'heat.png')
+FILES = ('latency.json', 'index.html', 'slices.png', 'spread.png', 'heat.png', 'slices_2.png', 'heat_2.png')
+PICTURES = {'slices': 'The slices over time', 'spread': 'How much of the frames took how long', 'heat': 'Heat and what it cost'}
 COST_S = 30.0  # before and after a transition, that its cost is taken from
 HOPS = {'captured': 'between camera and preprocess', 'preprocess_started': 'in preprocess', 'frame_ready': 'between preprocess and inference',
         'inference_started': 'in inference', 'inference_done': 'between inference and actuator', 'actuator_started': 'in the actuator'}
-STYLE = ('body{font:16px system-ui,sans-serif;max-width:60rem;margin:1rem auto;padding:0 1rem;color-scheme:light dark}img{width:100%;background:#fff}'
+STYLE = (':root{color-scheme:light dark}h1,p,summary,figcaption{overflow-wrap:anywhere}figure{margin:1rem 0}'
+         'body{font:16px system-ui,sans-serif;max-width:60rem;margin:1rem auto;padding:0 1rem}'
+         'img{width:100%;background:#fff}'
          'table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}td,th{border:1px solid #8888;padding:.2rem .6rem}'
          'td,th{text-align:right}td:first-child,th:first-child{text-align:left}.simulated{background:#fc38;padding:.5rem}')
 
@@ -94,11 +100,13 @@ def cost(event: dict[str, Any], run: Run) -> dict[str, Any]:
 
 def page(results: Sequence[dict[str, Any]], pictures: dict[str, bytes]) -> str:
     """The HTML page of one run, or of two."""
-    parts = [f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Latency</title>'
-             f'<style>{STYLE}</style><h1>Latency of {html.escape(", ".join(result["files"][0] for result in results))}</h1>']
-    for result in results:
+    parts = [f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+             f'<title>Latency</title><style>{STYLE}</style><h1>Latency of {html.escape(", ".join(result["files"][0] for result in results))}</h1>']
+    names = [''] if len(results) == 1 else [f'run {index + 1}: ' for index in range(len(results))]
+    titles = [f'{name.replace(": ", ", ")}{result["files"][0]}' for name, result in zip(names, results, strict=True)]
+    for title, result in zip(titles, results, strict=True):
         seconds, files = result['seconds'], len(result['files'])
-        parts.append(f'<p>{html.escape(result["files"][0])}{f" and {files - 1} more" if files > 1 else ""}: {result["start"]}, {seconds:.0f} s, '
+        parts.append(f'<p>{html.escape(title)}{f" and {files - 1} more" if files > 1 else ""}: {result["start"]}, {seconds:.0f} s, '
                      f'{result["frames"]} frames, {number(result["rate_hz"])} Hz, inference busy {number(result["inference_duty_percent"])} % of the '
                      f'time.{" Not all of it could be read: its writer was killed, or the file is damaged." if result["cut_off"] else ""}</p>')
         if result['simulated']:
@@ -107,8 +115,10 @@ def page(results: Sequence[dict[str, Any]], pictures: dict[str, bytes]) -> str:
             budget = result['budget']
             parts.append(f'<p><b>Budget {"kept" if budget["kept"] else "missed"}</b>: {budget["over"]} of {result["frames"]} frames '
                          f'({number(budget["percent"])} %) took more than {budget["ms"]:g} ms; at most 1 % may.</p>')
-    parts += [f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(data).decode()}">' for name, data in pictures.items()]
-    names = ['', *('' if len(results) == 1 else f'run {index + 1}: ' for index in range(len(results)))][1:]
+    for name, data in pictures.items():
+        shown = ' and '.join(titles) if name == 'spread.png' else titles[name.endswith('_2.png')]
+        parts.append(f'<figure><img alt="{name}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+                     f'<figcaption>{PICTURES[name.partition(".")[0].removesuffix("_2")]}: {html.escape(shown)}</figcaption></figure>')
     head = [f'{name}{q}' for name in names for q in QUANTILES]
     parts += ['<h2>What took how long, ms</h2>', table(['', *head], (
         [f'{"" if name in SLICES else "- " if name in PARTS else ""}{name.replace("_", " ")}', *(
@@ -123,14 +133,19 @@ def page(results: Sequence[dict[str, Any]], pictures: dict[str, bytes]) -> str:
                       {who for result in results for who in result['missed']})),
                   *([f'clock fault: {name}', *(result['clock_faults'].get(name, 0) for result in results)] for name in sorted(
                       {name for result in results for name in result['clock_faults']}))])]
-    for result in results:
+    for title, result in zip(titles, results, strict=True):
+        if len(result['throttled']) > 1:
+            parts += [f'<h2>Total and throttling, ms: {html.escape(title)}{" (simulated)" * result["simulated"]}</h2>', table(
+                ['', 'frames', *QUANTILES], ([f'while {state}', entry['frames'], *(number(entry[q]) for q in QUANTILES)]
+                                             for state, entry in result['throttled'].items()))]
         if result['events']:
-            parts += [f'<h2>Transitions{" (simulated)" * result["simulated"]}</h2>', table(
+            parts += [f'<h2>Transitions: {html.escape(title)}{" (simulated)" * result["simulated"]}</h2>', table(
                 ['', 'at s', 'C', 'MHz', 'p50 before', 'p50 after', 'cost ms'], (
-                    [f'{event["event"].replace("_", " ")} {"" if event["on"] is None else "began" if event["on"] else "ended"}', *(
-                        number(event[key]) for key in ('t_s', 'temperature_c', 'clock_mhz', 'p50_before_ms', 'p50_after_ms', 'cost_ms'))]
-                    for event in result['events']))]
-        parts += [f'<details><summary>What ran</summary><pre>{html.escape(json.dumps(result["about"], indent=1))}</pre></details>']
+                    [f'{", ".join(event["event"].replace("_", " ") for event in moment)} {"" if on is None else "began" if on else "ended"}', *(
+                        number(moment[0][key]) for key in ('t_s', 'temperature_c', 'clock_mhz', 'p50_before_ms', 'p50_after_ms', 'cost_ms'))]
+                    for (_, on), events in groupby(result['events'], lambda event: (event['t_s'], event['on'])) for moment in [list(events)]))]
+        parts += [f'<details><summary>What ran: {html.escape(title)}</summary>'
+                  f'<pre>{html.escape(json.dumps(result["about"], indent=1))}</pre></details>']
     return '\n'.join(parts) + '\n'
 
 
@@ -156,8 +171,10 @@ def main(argv: list[str] | None = None) -> int:
         runs = [read_run(path) for path in (args.run, args.compare) if path is not None]
         results = [analyse(run, args.budget_ms) for run in runs]
         pictures: dict[str, bytes] = {}
-        drawings = {'slices.png': lambda chart: plots.slices(runs[0], results[0], chart), 'spread.png': lambda chart: plots.spread(runs, chart),
-                    'heat.png': lambda chart: plots.heat(runs[0], results[0], chart)}
+        drawings = {'spread.png': partial(plots.spread, runs)}
+        for suffix, recorded, result in zip(('', '_2'), runs, results, strict=False):
+            drawings[f'slices{suffix}.png'] = partial(plots.slices, recorded, result)
+            drawings[f'heat{suffix}.png'] = partial(plots.heat, recorded, result)
         try:
             from matplotlib.figure import Figure
         except ImportError:
@@ -172,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
         report.write(args.out, {'latency.json': data, 'index.html': page(results, pictures), **pictures})
         print(data if args.json else f'written to {args.out}', end='' if args.json else '\n')
         kept = all(result['budget'] is None or result['budget']['kept'] for result in results)
-        return 0 if kept else 2
+        return 0 if kept else 3  # 2 is argparse's
 
     return report.run('latency_report', work)
 

@@ -68,7 +68,7 @@ def latency(result: dict[str, Any], latencies: dict[str, list[float]], chart: An
     hot.set_visible(any(row['temperature_max_c'] is not None for row in rows))
     for event in result['throttle_events'] or []:
         lower.axvline(event['t_s'], color='red' if event['on'] else 'green', linestyle=':', label=f'{event["flag"]} {"on" if event["on"] else "off"}')
-        lower.legend()
+        lower.legend(loc='upper right')
 
 
 def pareto(result: dict[str, Any], chart: Any) -> None:
@@ -130,7 +130,8 @@ def spread(runs: Sequence[Run], chart: Any) -> None:
     for column, name in zip(chart.subplots(1, len(SLICES), sharey=True), SLICES, strict=True):
         for number, run in enumerate(runs):
             values = np.sort(run.frames[name])
-            column.plot(values, 1 / (1 - np.arange(len(values)) / len(values)), color=f'C{number}', label=run.paths[0].name)
+            column.plot(values, 1 / (1 - np.arange(len(values)) / len(values)), color=f'C{number}',
+                        label=f'run {number + 1}, {run.paths[0].name}{" (board simulated)" * run.simulated}')
         column.set(yscale='log', xlabel='ms', title=name.replace('_', ' '))
         column.grid(alpha=0.3)
         column.title.set_fontsize(9)
@@ -138,7 +139,7 @@ def spread(runs: Sequence[Run], chart: Any) -> None:
     chart.axes[0].set_yticks(list(ticks.values()), [f'{percent:g} %' for percent in ticks])
     chart.axes[0].set_ylabel('share of frames below')
     if len(runs) > 1:
-        chart.axes[-1].legend(fontsize=7)
+        chart.legend(*chart.axes[0].get_legend_handles_labels(), loc='outside lower center', fontsize=8)
 
 
 def heat(run: Run, result: Mapping[str, Any], chart: Any) -> None:
@@ -149,9 +150,14 @@ def heat(run: Run, result: Mapping[str, Any], chart: Any) -> None:
     times = [(entry['time_ns'] - start_ns) / 1e9 for entry in run.board]
     upper.plot(times, [entry['temperature_c'] for entry in run.board], color='tab:red')
     clock.plot(times, [entry['clock_mhz'] for entry in run.board], color='tab:blue', alpha=0.6)
-    upper.axhline(80, color='tab:red', linewidth=0.6, linestyle='--')
     upper.set_ylabel('temperature, C', color='tab:red')
     clock.set_ylabel('clock, MHz', color='tab:blue')
+    for axes, name in ((upper, 'temperature_c'), (clock, 'clock_mhz')):
+        if all(entry[name] is None for entry in run.board):
+            axes.set_yticks([])
+            axes.set_ylabel(f'{axes.get_ylabel().partition(",")[0]} unknown')
+        elif axes is upper:
+            axes.axhline(80, color='tab:red', linewidth=0.6, linestyle='--')
     stamps = over_time(run, lower, result['events'])
     lower.plot(stamps, run.frames['total'], '.', markersize=1.5, color='black')
     lower.set(ylabel='total, ms', ylim=(0, None))

@@ -16,7 +16,7 @@ pytest.importorskip('matplotlib')
 from edge_resnet.hardware.thermal import FULL_MHZ, SimulatedPi4, TransitionLog
 from edge_resnet.pipeline.latency import METRICS, SLICES
 from edge_resnet.pipeline.recording import SCHEMAS, Recorder, read_run
-from edge_resnet.tools import latency_report
+from edge_resnet.tools import latency_report, plots
 
 T0 = 1_700_000_000 * 10 ** 9
 
@@ -73,14 +73,14 @@ def test_ten_minutes_open_in_a_moment_and_show_the_throttle_moment_at_its_second
     assert ended['cost_ms'] == pytest.approx(-12.5, abs=0.5)
     assert result['throttled']['throttled']['p50'] == pytest.approx(43, abs=0.5)
     assert result['throttled']['free']['p50'] == pytest.approx(30.5, abs=0.5)
-    assert code == 2, 'the budget was missed'
+    assert code == 3, 'the budget was missed'
     assert result['budget']['over'] == result['throttled']['throttled']['frames']
 
 
 def test_the_page_needs_nothing_else_and_says_what_is_simulated(ten_minutes, tmp_path, capsys):
     run(capsys, ten_minutes[0], '--budget-ms', 1000, '--out', tmp_path / 'report')
     page = (tmp_path / 'report' / 'index.html').read_text()
-    assert {path.name for path in (tmp_path / 'report').iterdir()} == set(latency_report.FILES)
+    assert {path.name for path in (tmp_path / 'report').iterdir()} == set(latency_report.FILES[:5])
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     pictures = re.findall(r'src="data:image/png;base64,([^"]*)"', page)
     assert [base64.b64decode(data)[:4] for data in pictures] == [b'\x89PNG'] * 3
@@ -88,6 +88,9 @@ def test_the_page_needs_nothing_else_and_says_what_is_simulated(ten_minutes, tmp
     assert '<b>Budget kept</b>: 0 of 18000 frames' in page
     assert '<td>between preprocess and inference</td><td>7</td>' in page
     assert '&lt;lights&gt;' in page, 'escaped'
+    moments = re.findall(r'<td>([^<]*throttled (?:began|ended))</td>', page)
+    assert set(moments) == {'frequency capped, throttled began', 'frequency capped, throttled ended'}
+    assert re.search(r'<td>while throttled</td><td>\d+</td><td>43', page)
 
 
 def test_figures(tmp_path):
@@ -116,7 +119,14 @@ def test_two_runs_side_by_side(tmp_path, capsys):
     assert code == 0
     assert results[1]['ms']['inference']['p50'] - results[0]['ms']['inference']['p50'] == pytest.approx(20)
     assert [set(result['ms']) >= set(SLICES) for result in results] == [True, True]
-    assert 'run 2: p99' in (tmp_path / 'report' / 'index.html').read_text()
+    page = (tmp_path / 'report' / 'index.html').read_text()
+    for number in (1, 2):
+        name = results[number - 1]['files'][0]
+        assert f'run {number}: p99' in page
+        assert f'<p>run {number}, {name}' in page
+        assert f'What ran: run {number}, {name}' in page
+    assert page.count('<figcaption>') == 5, 'slices and heat of each, and the spread of both'
+    assert {path.name for path in (tmp_path / 'report').iterdir()} == set(latency_report.FILES)
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
@@ -153,9 +163,10 @@ def test_a_run_without_a_frame_is_refused(tmp_path, capsys):
     assert 'no frame in it came from the camera to the actuator' in error
 
 
-ODD = ('[]', '1', '{}', '{"stamp_ns": NaN}', '{"temperature_c": "warm"}', '{"total": 1e999}', '{"total": [1]}', '{"stamp_ns": 1' + 300 * '0' + '}', 'x',
-       '{"event": 7}', '{"ended": [1]}', '{"ended": {"captured": NaN, "frame_ready": "x"}, "faults": {"x": 1e999}}', '{"configuration": 1}', 1000 * '[',
-       '{"event": "throttled", "on": "yes", "temperature_c": Infinity}')
+ODD = ('[]', '1', '{}', '{"stamp_ns": NaN}', '{"temperature_c": "warm"}', '{"total": 1e999}', '{"total": [1]}', '{"stamp_ns": 1' + 300 * '0' + '}',
+       'x', '{"event": 7}',
+       '{"ended": [1]}', '{"ended": {"captured": NaN, "frame_ready": "x"}, "faults": {"x": 1e999}}', '{"configuration": 1}',
+       1000 * '[', '{"event": "throttled", "on": "yes", "temperature_c": Infinity}')
 
 
 def test_what_is_odd_in_a_recording_is_left_out_and_that_is_said(tmp_path, capsys, monkeypatch):
@@ -179,3 +190,18 @@ def test_what_is_odd_in_a_recording_is_left_out_and_that_is_said(tmp_path, capsy
 
 class Text(str):
     """Goes into a recording as it is."""
+
+
+def test_pictures_say_what_is_unknown_and_what_is_simulated(tmp_path):
+    from matplotlib.figure import Figure
+
+    record_run(tmp_path / 'a', seconds=2)
+    recorder = Recorder(tmp_path / 'b', 10 ** 7)
+    recorder.write('frames', T0, {'stamp_ns': T0, **dict.fromkeys(METRICS, 5.0)})
+    recorder.close()
+    runs, heat, spread = [read_run(tmp_path / name) for name in 'ab'], Figure(), Figure(layout='constrained')
+    plots.heat(runs[1], latency_report.analyse(runs[1], None), heat)
+    assert {axes.get_ylabel() for axes in heat.axes} == {'temperature unknown', 'clock unknown', 'total, ms'}
+    plots.spread(runs, spread)
+    assert [text.get_text() for text in spread.legends[0].get_texts()] == [
+        f'run 1, {runs[0].paths[0].name} (board simulated)', f'run 2, {runs[1].paths[0].name}']
