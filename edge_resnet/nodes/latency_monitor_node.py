@@ -106,7 +106,7 @@ class LatencyMonitorNode(ManagedNode[LatencyParameters]):
 
     def cleanup(self) -> None:
         if self._recorder is not None:
-            self._joiner.settle(0.0)
+            self._joiner.settle(at_once=True)
             self._record(())
             self._recorder.close()
             self._recorder = None

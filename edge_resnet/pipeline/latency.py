@@ -104,10 +104,10 @@ class StageJoiner:
             return self._complete(stamp_ns, times)
         return None
 
-    def settle(self, after_s: float = SETTLE_S) -> None:
-        """Give up the frames that have had ``after_s``, and those over ``capacity``; call it now and then."""
-        now = self._clock()
-        while self._open and (len(self._open) > self._capacity or now - next(iter(self._open.values()))[0] > after_s):
+    def settle(self, at_once: bool = False) -> None:
+        """Give up the frames that have had their time, with ``at_once`` all, and those over ``capacity``; call it now and then."""
+        until = math.inf if at_once else self._clock() - SETTLE_S
+        while self._open and (len(self._open) > self._capacity or next(iter(self._open.values()))[0] < until):
             stamp_ns, (_, times) = self._open.popitem(last=False)
             if not times.keys() >= {*ENDS}:  # which was counted already
                 self.ended[max(times, key=STAGES.index)] += 1

@@ -36,7 +36,7 @@ PICTURES = {'slices': 'The slices over time', 'spread': 'How much of the frames 
 COST_S = 30.0  # before and after a transition, that its cost is taken from
 HOPS = {'captured': 'between camera and preprocess', 'preprocess_started': 'in preprocess', 'frame_ready': 'between preprocess and inference',
         'inference_started': 'in inference', 'inference_done': 'between inference and actuator', 'actuator_started': 'in the actuator'}
-STYLE = (':root{color-scheme:light dark}h1,p,summary,figcaption{overflow-wrap:anywhere}figure{margin:1rem 0}'
+STYLE = (':root{color-scheme:light dark}h1,h2,p,summary,figcaption{overflow-wrap:anywhere}figure{margin:1rem 0}'
          'body{font:16px system-ui,sans-serif;max-width:60rem;margin:1rem auto;padding:0 1rem}'
          'img{width:100%;background:#fff}'
          'table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}td,th{border:1px solid #8888;padding:.2rem .6rem}'

@@ -142,6 +142,7 @@ def test_a_dropped_hop_shows_in_its_count_exactly(pipeline, bench, monkeypatch):
     doubles.trace.clear()
     doubles.period_s = 0.15  # so that a frame is written before the next one is classified: the trace knows it by that
     pipeline.monitor._joiner.forget()
+    pipeline.monitor._joiner.ended.clear()
     pipeline.nodes['camera'].counts.clear()
     for node, publisher in (('camera', '_image'), ('preprocess', '_output'), ('inference', '_output')):
         lossy(getattr(pipeline.nodes[node], publisher))
@@ -257,9 +258,12 @@ def test_a_run_is_recorded_with_the_board_its_transitions_and_what_ran(bench, pa
     cut_off = read_run(tmp_path / 'runs')
     assert cut_off.cut_off, 'it is still being written'
     assert cut_off.frames['total'].tolist() == [22.0, 22.0], 'and already there'
+    records.publish(write_stage(STAGES[0], Header(Stamp.from_ns(now_ns + 2 * 10 ** 9), 'lens'), now_ns + 2 * 10 ** 9))
+    wait_for(lambda: node._joiner._open.keys() >= {now_ns + 2 * 10 ** 9}, 'a frame on its way')
     node.trigger_deactivate()
     node.trigger_cleanup()
     run = read_run(tmp_path / 'runs')
+    assert run.drops['ended'] == {'actuator_commanded': 2, 'captured': 1}, 'also what is on its way when the recording ends'
     assert not run.cut_off
     assert [run.frames[name].tolist() for name in ('temperature_c', 'clock_mhz', 'throttle_bits')] == [[60.0, 80.5], [1500.0, 1000.0], [0, 4]]
     (event,) = run.events

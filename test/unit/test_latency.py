@@ -147,7 +147,7 @@ def test_memory_is_bounded():
     assert len(joiner.recent) == 20
     assert (len(joiner._open), len(joiner._settled)) == (10, 10)
     assert sum(joiner.ended.values()) == 995, 'and 5 that are on their way'
-    joiner.settle(-1.0)
+    joiner.settle(at_once=True)
     assert sum(joiner.ended.values()) == 1000
     assert joiner.recent[-1].stamp_ns == T0 + 999 * MS
 
