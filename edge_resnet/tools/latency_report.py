@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from edge_resnet.exceptions import ParameterError
-from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED, METRICS, PARTS, QUANTILES, SLICES, STAGES, percentiles
+from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED, METRICS, PARTS, QUANTILES, STAGES, percentiles
 from edge_resnet.pipeline.recording import Run, read_run
 from edge_resnet.tools import plots, report
 
@@ -120,9 +120,11 @@ def page(results: Sequence[dict[str, Any]], pictures: dict[str, bytes]) -> str:
         parts.append(f'<figure><img alt="{name}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
                      f'<figcaption>{PICTURES[name.partition(".")[0].removesuffix("_2")]}: {html.escape(shown)}</figcaption></figure>')
     head = [f'{name}{q}' for name in names for q in QUANTILES]
-    parts += ['<h2>What took how long, ms</h2>', table(['', *head], (
-        [f'{"" if name in SLICES else "- " if name in PARTS else ""}{name.replace("_", " ")}', *(
-            number(result['ms'][name][q]) for result in results for q in QUANTILES)] for name in METRICS))]
+    compared = ('p50', 'p99') if len(results) == 2 else ()
+    parts += ['<h2>What took how long, ms</h2>', table(['', *head, *(f'run 2 - run 1: {q}' for q in compared)], (
+        [f'{"- " if name in PARTS else ""}{name.replace("_", " ")}', *(number(result['ms'][name][q]) for result in results for q in QUANTILES), *(
+            number(None if None in (pair := [result['ms'][name][q] for result in results]) else pair[1] - pair[0]) for q in compared)]
+        for name in METRICS))]
     parts += ['<h2>Age of information at the actuator, ms</h2>', table(['', *head], [
         ['just before the next command', *(number(result['age_of_information_ms']['peak'][q]) for result in results for q in QUANTILES)]])]
     parts += [f'<p>Mean over time: {", ".join(number(result["age_of_information_ms"]["mean"]) for result in results)} ms.</p>',

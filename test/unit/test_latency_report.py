@@ -125,6 +125,7 @@ def test_two_runs_side_by_side(tmp_path, capsys):
         assert f'run {number}: p99' in page
         assert f'<p>run {number}, {name}' in page
         assert f'What ran: run {number}, {name}' in page
+    assert re.search(r'<th>run 2 - run 1: p50</th><th>run 2 - run 1: p99</th>.*<td>- inference</td>.*?<td>20</td><td>20</td></tr>', page)
     assert page.count('<figcaption>') == 5, 'slices and heat of each, and the spread of both'
     assert {path.name for path in (tmp_path / 'report').iterdir()} == set(latency_report.FILES)
 
