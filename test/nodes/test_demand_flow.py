@@ -3,7 +3,6 @@
 import time
 
 import pytest
-import rclpy
 from bench import image_message, wait_for
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
@@ -12,10 +11,10 @@ from test_frames import FakeClassifier
 from vision_msgs.msg import Classification
 
 from edge_resnet.conversions import stamp_ns
-from edge_resnet.nodes import frames
+from edge_resnet.nodes import frames, inputs
 from edge_resnet.nodes.camera_node import CameraNode
 from edge_resnet.nodes.executor import LeanExecutor
-from edge_resnet.nodes.frames import FRAME_QOS
+from edge_resnet.nodes.frames import FRAME_QOS, LocalTopic
 from edge_resnet.nodes.inference_node import InferenceNode
 from edge_resnet.nodes.preprocess_node import PreprocessNode
 from edge_resnet.pipeline.latency import NOT_ASKED, OVERWRITTEN
@@ -24,27 +23,18 @@ HZ, SERVICE_S = 20.0, 0.25
 
 
 class Chain:
-    """Camera, preprocess and a slow inference, in one context, where frames are handed over, or in one each, where they are published."""
+    """Camera, preprocess and a slow inference, which hand their frames over, or publish them as from processes of their own."""
 
-    def __init__(self, bench, bundle, shared):
-        self.bench, self.contexts = bench, []
-        self.shared = shared
+    def __init__(self, bench, bundle):
+        self.bench = bench
 
         def slow(**options):
             return InferenceNode(lambda bundle, *_: FakeClassifier(bundle, SERVICE_S), **options)
 
         self.results = bench.listen(Classification, 'classification', FRAME_QOS)
-        self.inference = self.start(slow, model=str(bundle))
-        self.preprocess = self.start(PreprocessNode, model=str(bundle))
-        self.camera = self.start(CameraNode, source='synthetic', framerate=HZ, image_width=64, image_height=48)
-
-    def start(self, kind, **parameters):
-        options = {}
-        if not self.shared:
-            options['context'] = rclpy.Context()
-            rclpy.init(args=[], context=options['context'])
-            self.contexts.append(options['context'])
-        return self.bench.start(lambda **given: kind(**given, **options), **parameters)
+        self.inference = bench.start(slow, model=str(bundle))
+        self.preprocess = bench.start(PreprocessNode, model=str(bundle))
+        self.camera = bench.start(CameraNode, source='synthetic', framerate=HZ, image_width=64, image_height=48)
 
     def counts(self):
         return self.camera._grabber.captured, self.camera.counts['published'], self.preprocess.counts['published'], len(self.results)
@@ -55,18 +45,15 @@ class Chain:
         wait_for(lambda: len(self.results) >= before[3] + results, f'{results} results')
         return [now - then for now, then in zip(self.counts(), before, strict=True)]
 
-    def close(self):
-        self.bench.close()
-        for context in self.contexts:
-            context.try_shutdown()
-
 
 @pytest.fixture(params=[True, False], ids=['handed over', 'published'])
-def chain(request, bench, paper_bundle):
-    chain = Chain(bench, paper_bundle, request.param)
+def chain(request, bench, paper_bundle, monkeypatch):
+    if not request.param:  # not by contexts of their own: several participants in one process may lock each other out at their end (Fast-DDS #6502)
+        for module in (frames, inputs):
+            monkeypatch.setattr(module, 'local_topic', lambda node, topic: LocalTopic())
+    chain = Chain(bench, paper_bundle)
     wait_for(lambda: len(chain.results) > 3, 'results')
-    yield chain
-    chain.close()
+    return chain
 
 
 def test_a_slow_model_lets_the_others_rest_and_gets_fresh_frames(chain):
@@ -176,7 +163,7 @@ def test_nothing_is_serialised_unless_somebody_else_subscribes(bench, paper_bund
     written = []
     write = frames.write_view
     monkeypatch.setattr(frames, 'write_view', lambda view: written.append(view.encoding) or write(view))
-    chain = Chain(bench, paper_bundle, True)
+    chain = Chain(bench, paper_bundle)
     wait_for(lambda: len(chain.results) > 3, 'results')
     written.clear()
     chain.during(3)
