@@ -88,7 +88,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
 
     def activate(self) -> None:
         self._gate.reset()
-        self._input = FrameInput(self, Classification, 'classification', self._on_classification, raw=False)
+        self._input = FrameInput(self, Classification, 'classification', self._on_classification, raw=False, inline=True)
 
     def deactivate(self) -> None:
         self._watchdog.cancel()

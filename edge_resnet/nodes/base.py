@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -69,6 +70,7 @@ class ManagedNode(LifecycleNode, Generic[P]):
         self._logged_at: dict[str, float] = {}
         self._configured = self.active = False
         self.failure = ''  # why the last transition was refused
+        self.turn = threading.Lock()  # held by whoever runs one of its callbacks
         self.hardware_id = socket.gethostname()  # of the diagnostics
         self.facts: dict[str, Any] = {}  # about what it was configured with, beside its parameters
         try:

@@ -105,9 +105,9 @@ class CameraNode(ManagedNode[CameraParameters]):
             self.counts[OVERWRITTEN if self._demand.wait_s(self._arrived_s) == 0 else NOT_ASKED] += 1
         self._arrived_s = time.monotonic()
         self._demand.seen(self._arrived_s)
-        self._demand.every = self._image.every_frame(self._compressed.get_subscription_count())
         if self._demand.wait_s(self._arrived_s) == 0:
             self.guarded(self._look)()  # from here, so that the frame doesn't wait for another thread to wake up
+        self._demand.every = self._image.every_frame(self._compressed.get_subscription_count())
 
     def _on_request(self, in_s: float) -> None:
         self._demand.ask(in_s)

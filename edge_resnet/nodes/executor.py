@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,6 @@ from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.subscription import Subscription
 
 EVENTS_S = 0.2  # how long events are left out after they woke us for nothing
-WAITED = ('subscription', 'guard_condition', 'timer', 'client', 'service')
 
 
 class LeanExecutor(SingleThreadedExecutor):
@@ -19,7 +19,8 @@ class LeanExecutor(SingleThreadedExecutor):
 
     rclpy's executor makes a task and a wait set of everything for each callback, and wakes itself twice in between. Here the
     wait set is kept, and what is ready is called right away, the freshest message of each subscription as it is then. What a callback
-    raises, one of rclpy's own too (/clock, parameter services), goes to ``guarded`` of a ManagedNode, and spinning goes on.
+    raises, one of rclpy's own too (/clock, parameter services), goes to ``guarded`` of a ManagedNode, and spinning goes on. Each callback
+    has the node's ``turn``: a frame may be handed over on its sender's thread.
     """
 
     def __init__(self, node: Any) -> None:
@@ -27,6 +28,7 @@ class LeanExecutor(SingleThreadedExecutor):
         self.add_node(node)
         self._node = node
         self._guarded = getattr(node, 'guarded', lambda call, where: call)
+        self._turn = getattr(node, 'turn', contextlib.nullcontext())
         self._wait_set: Any = None
         self._sizes: tuple[int, ...] = ()
         self._events_from_s = 0.0
@@ -46,7 +48,13 @@ class LeanExecutor(SingleThreadedExecutor):
             for waitable in waitables:
                 waitable.__enter__()
                 entered.append(waitable)
-            ready, others = self._wait(subscriptions, timers, clients, services, guards, waitables, timeout_sec)
+            wait_set = self._wait(subscriptions, timers, clients, services, guards, waitables, timeout_sec)
+            # Frames first: what comes before their callback is latency, and after a pause each line of it is slow.
+            called = self._call(self._call_guard, guards, wait_set.get_ready_entities('guard_condition'))
+            called |= self._call(self._call_subscription, subscriptions, wait_set.get_ready_entities('subscription'))
+            called |= self._call(self._call_timer, timers, wait_set.get_ready_entities('timer'))
+            others = bool(wait_set.get_ready_entities('client') or wait_set.get_ready_entities('service') or self._tasks
+                          or any(waitable.is_ready(wait_set) for waitable in waitables))
         except ShutdownException:
             return
         except _rclpy.InvalidHandle:  # another thread destroyed one
@@ -54,16 +62,15 @@ class LeanExecutor(SingleThreadedExecutor):
         finally:
             for handle in entered:
                 handle.__exit__(None, None, None)
-        for call, entity in ready:
-            self._guarded(call, getattr(entity, 'topic_name', ''))(entity)
-        if not ready and not others and waitables:  # in Fast DDS a message that is left unread sets the condition of its reader's events, too
+        if not called and not others and waitables:  # in Fast DDS a message that is left unread sets the condition of its reader's events, too
             self._events_from_s = time.monotonic() + EVENTS_S
         if others:
-            self._guarded(super().spin_once, '')(0.0)
+            with self._turn:
+                self._guarded(super().spin_once, '')(0.0)
 
     def _wait(self, subscriptions: list, timers: list, clients: list, services: list, guards: list, waitables: list,
-              timeout_sec: float | None) -> tuple[list[tuple[Callable[[Any], None], Any]], bool]:
-        """(what is to be called here, whether rclpy has something to do)."""
+              timeout_sec: float | None) -> Any:
+        """The wait set, once something in it is ready."""
         events = [waitable.get_num_entities() for waitable in waitables]
         sizes = tuple(map(len, (subscriptions, guards, timers, clients, services))) + tuple(
             sum(getattr(event, f'num_{kind}') for event in events)
@@ -85,11 +92,16 @@ class LeanExecutor(SingleThreadedExecutor):
             raise ShutdownException()
         if not self._context.ok():
             raise ExternalShutdownException()
-        ready = {kind: wait_set.get_ready_entities(kind) for kind in WAITED}
-        others = bool(ready['client'] or ready['service']) or any(waitable.is_ready(wait_set) for waitable in waitables) or bool(self._tasks)
-        calls = ((self._call_guard, 'guard_condition', guards), (self._call_timer, 'timer', timers),
-                 (self._call_subscription, 'subscription', subscriptions))
-        return [(call, entity) for call, kind, entities in calls for entity in entities if entity.handle.pointer in ready[kind]], others
+        return wait_set
+
+    def _call(self, call: Callable[[Any], None], entities: list, ready: list[int]) -> bool:
+        """Call those of ``entities`` that are ``ready``, guarded; whether there were any."""
+        if ready:
+            for entity in entities:
+                if entity.handle.pointer in ready:
+                    with self._turn:
+                        self._guarded(call, getattr(entity, 'topic_name', ''))(entity)
+        return bool(ready)
 
     @staticmethod
     def _call_guard(guard: Any) -> None:

@@ -58,7 +58,7 @@ def local_topic(node: Any, topic: str) -> LocalTopic:
 
 class FrameOutput:
     """Publishes frames: freshest only, reaches reliable and best-effort subscribers. Inputs in this process get the frame itself, and
-    nothing is serialised unless somebody else subscribes. ``on_request`` is told in how many seconds a frame is wanted."""
+    nothing is serialised unless somebody else subscribes. ``on_request`` is told in how many seconds a frame is wanted; it gets the node's turn."""
 
     def __init__(self, node: Any, kind: type, topic: str, on_request: Callable[[float], None] | None = None) -> None:
         self._node = node
@@ -67,6 +67,7 @@ class FrameOutput:
         self._number = 0
         self._local = local_topic(node, self.topic)
         self._local.outputs.append(self)
+        self._on_request = on_request
         if on_request is not None:
             node.create_subscription(Duration, request_topic(self.topic),
                                      lambda message: on_request(message.sec + message.nanosec / 1e9), FRAME_QOS)
@@ -77,6 +78,16 @@ class FrameOutput:
         handed_over = sum([receiver.hand_over(frame, self._number) for receiver in self._local.inputs])
         if self.publisher.get_subscription_count() > handed_over:
             self.publisher.publish(write_view(frame) if isinstance(frame, ImageView) else frame)
+
+    def request(self, in_s: float) -> bool:
+        """As a request on the topic, called by an input in this process from its thread; False when it has to be published."""
+        if self._on_request is None or not self._node.turn.acquire(blocking=False):
+            return False
+        try:
+            self._node.guarded(self._on_request, self.topic)(in_s)
+        finally:
+            self._node.turn.release()
+        return True
 
     def every_frame(self, others: int = 0) -> bool:
         """Whether somebody subscribes who doesn't ask for frames and so wants them all; ``others`` subscribe to another form of them."""

@@ -43,12 +43,15 @@ class FrameInput:
     ``asks``: this consumer uses only the frames that it asks for with ``ask``; publishers that take requests then publish no others.
     ``demand``: of those that come, the callback gets only those that it says; all of them while ``every`` says so.
     ``request_base``: the topic that requests belong to, if it is another one.
+    ``inline``: a frame that is handed over inside the process is used on its sender's thread, unless this node is at something else just then:
+    for callbacks that take less than waking another thread may.
     """
 
     def __init__(self, node: ManagedNode, kind: type, topic: str, callback: Callable[[Any], None], *, raw: bool = True, asks: bool = False,
-                 demand: FrameDemand | None = None, every: Callable[[], bool] = lambda: False, request_base: str = '') -> None:
+                 demand: FrameDemand | None = None, every: Callable[[], bool] = lambda: False, request_base: str = '',
+                 inline: bool = False) -> None:
         self._node, self._kind, self._topic, self._callback, self._raw = node, kind, topic, callback, raw
-        self._demand, self._every = demand, every
+        self._demand, self._every, self._inline = demand, every, inline
         self.received = self.superseded = self.lost = self.refused = 0
         self.qos_conflict = self._refusal = ''
         self._reported_refused = 0
@@ -105,8 +108,9 @@ class FrameInput:
     def ask(self, in_s: float) -> None:
         """A frame is wanted here in ``in_s`` seconds. Below 0: earlier than can be, so all frames for a while."""
         self._asked_s = time.monotonic()
-        if self._requests is not None:
-            in_ns = round((in_s - self._transfer_s) * 1e9)
+        in_s -= self._transfer_s
+        if self._requests is not None and not (self._local and all(output.request(in_s) for output in self._local_topic.outputs)):
+            in_ns = round(in_s * 1e9)
             self._requests.publish(Duration(sec=in_ns // 1_000_000_000, nanosec=in_ns % 1_000_000_000))
 
     def want(self, in_s: float, takes_s: float) -> None:
@@ -178,11 +182,18 @@ class FrameInput:
     def hand_over(self, frame: Any, number: int) -> bool:
         """Called by an output in this process, from its thread; False when this input takes what is published."""
         with self._slot_lock:
-            if self._local:
-                self._slot = (frame, number, time.time_ns())
-                if self._wants:
-                    self._slot_filled.trigger()
-            return self._local
+            if not self._local:
+                return False
+            self._slot = (frame, number, time.time_ns())
+            inline = self._inline and self._wants and self._node.turn.acquire(blocking=False)
+            if self._wants and not inline:
+                self._slot_filled.trigger()
+        if inline:
+            try:
+                self._node.guarded(self._on_slot, self._topic)()
+            finally:
+                self._node.turn.release()
+        return True
 
     def _on_slot(self) -> None:
         if self._wants:

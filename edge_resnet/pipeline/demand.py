@@ -10,6 +10,7 @@ from statistics import median
 
 WINDOW = 9  # gaps between frames, of which the median is the camera's period
 STREAM_S = 0.5  # how long a demand that came too late keeps all frames flowing
+SHORT_S = 0.0125  # camera period below which the next frame is not waited for
 PATIENCE = 1.5  # camera periods after the last frame; a camera that has not given one by then is not waited for
 
 
@@ -19,7 +20,9 @@ class FrameDemand:
     With a camera period T and results that take S to make, taking the frame at hand instead of the next one spares a wait w but is
     T - w older. Over a long time the mean age of the latest result changes by T - w against w / 2 (renewal reward: while waiting, the
     age is 2 S where its mean is 1.5 S, for S of several T). So a frame is passed over while the next one delays the result by less than
-    2/3 T; then the mean age is 1.5 S + T/6, where always taking the newest frame gives 1.5 S + T/2. Times are seconds of ``clock``.
+    2/3 T; then the mean age is 1.5 S + T/6, where always taking the newest frame gives 1.5 S + T/2. The waits, 2/9 T in the mean, cost results:
+    each per cent of age one per cent of them. With T below SHORT_S, where at most 4 ms of age are to be had, the newest frame is taken. Times are
+    seconds of ``clock``.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,11 +32,7 @@ class FrameDemand:
         self._gaps: deque[float] = deque(maxlen=WINDOW)
         self._newest = math.nan
         self.every = False  # use all frames, whether asked for or not
-
-    @property
-    def period_s(self) -> float:
-        """Of the camera; 0 while it is unknown."""
-        return median(self._gaps) if len(self._gaps) > 2 else 0.0
+        self.period_s = 0.0  # of the camera; 0 while it is unknown
 
     def ask(self, in_s: float) -> None:
         """A frame is wanted in ``in_s``; below 0 the demand comes too late to be met, and all frames are used for a while."""
@@ -45,6 +44,7 @@ class FrameDemand:
         """A frame arrived, the ``frames``-th since the last one that is told here."""
         if arrived > self._newest:
             self._gaps.append((arrived - self._newest) / frames)
+            self.period_s = median(self._gaps) if len(self._gaps) > 2 else 0.0
         self._newest = arrived
 
     def wait_s(self, arrived: float | None = None) -> float:
@@ -56,12 +56,13 @@ class FrameDemand:
             return 0.0
         if self._due is None:
             return math.inf
-        opens = self._due - period / 3 - now
+        worth = 2 / 3 * period if period >= SHORT_S else 0.0  # of delay, for the next frame
+        opens = self._due + worth - period - now
         if opens > 0 or arrived is None:
             return max(0.0, opens)
         delay = max(self._due, arrived + period) - max(self._due, now)
         patience = arrived + PATIENCE * period - now
-        return patience if delay < 2 / 3 * period and patience > 0 else 0.0
+        return patience if delay <= worth and patience > 0 else 0.0
 
     def used(self) -> None:
         """The frame was used: the demand is met."""

@@ -15,7 +15,7 @@ from rclpy.task import Future
 from sensor_msgs.msg import Image
 from std_msgs.msg import Bool, Header
 from std_srvs.srv import SetBool
-from test_demand_flow import Chain
+from test_demand_flow import Chain, publish_only
 from vision_msgs.msg import Classification
 
 pytest.importorskip('aiohttp')
@@ -123,8 +123,10 @@ def test_the_picture_is_the_one_that_the_label_is_of(bench, dashboard, monkeypat
 
 
 @pytest.mark.parametrize('shared', [True, False], ids=['handed over', 'published'])
-def test_a_page_sees_what_the_model_sees_and_gives_nobody_work(bench, dashboard, paper_bundle, shared):
-    chain = Chain(bench, paper_bundle, shared)
+def test_a_page_sees_what_the_model_sees_and_gives_nobody_work(bench, request, paper_bundle, monkeypatch, shared):
+    if not shared:
+        publish_only(monkeypatch)
+    dashboard, chain = request.getfixturevalue('dashboard'), Chain(bench, paper_bundle)
     wait_for(lambda: len(chain.results) > 3, 'results')
     page = Page(dashboard)
     page.event(lambda event: event['picture'])
@@ -143,7 +145,6 @@ def test_a_page_sees_what_the_model_sees_and_gives_nobody_work(bench, dashboard,
     pictures = dashboard.counts['pictures']
     wait_for(lambda: dashboard.counts['pictures'] > pictures + 5, 'pictures without a model')
     page.close()
-    chain.close()
 
 
 def test_stop_and_arm_reach_the_actuator(bench, dashboard, tmp_path):

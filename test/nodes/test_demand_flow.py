@@ -1,5 +1,6 @@
 """Only frames that are asked for are published and preprocessed, and inside one process they are handed over as they are."""
 
+import threading
 import time
 
 import pytest
@@ -46,11 +47,17 @@ class Chain:
         return [now - then for now, then in zip(self.counts(), before, strict=True)]
 
 
+def publish_only(monkeypatch):
+    """From now on nothing is handed over. Not by contexts of their own: several participants in one process may lock each other out when their
+    endpoints are destroyed (Fast-DDS #6502)."""
+    for module in (frames, inputs):
+        monkeypatch.setattr(module, 'local_topic', lambda node, topic: LocalTopic())
+
+
 @pytest.fixture(params=[True, False], ids=['handed over', 'published'])
 def chain(request, bench, paper_bundle, monkeypatch):
-    if not request.param:  # not by contexts of their own: several participants in one process may lock each other out at their end (Fast-DDS #6502)
-        for module in (frames, inputs):
-            monkeypatch.setattr(module, 'local_topic', lambda node, topic: LocalTopic())
+    if not request.param:
+        publish_only(monkeypatch)
     chain = Chain(bench, paper_bundle)
     wait_for(lambda: len(chain.results) > 3, 'results')
     return chain
@@ -79,6 +86,20 @@ def test_an_outside_subscriber_gets_every_frame_and_when_it_leaves_the_others_re
         assert chain.camera._grabber.captured - sent < 40, 'about each frame that was captured'
         chain.bench.probe.destroy_subscription(subscription)
         wait_for(lambda: chain.during(3)[1] <= 5, 'rest', 60.0)
+
+
+def test_a_frame_is_used_on_its_senders_thread_unless_the_node_is_busy(bench, paper_bundle, monkeypatch):
+    process, threads = PreprocessNode._process, []
+    monkeypatch.setattr(PreprocessNode, '_process', lambda self, *given: threads.append(threading.current_thread().name) or process(self, *given))
+    chain = Chain(bench, paper_bundle)
+    wait_for(lambda: threads.count('capture') > 3, 'frames on the capture thread')
+    with chain.preprocess.turn:
+        captured, before = chain.camera._grabber.captured, len(threads)
+        wait_for(lambda: chain.camera._grabber.captured > captured + 10, 'a camera that is not held up')
+        assert len(threads) == before
+    wait_for(lambda: threads[before:], 'the frame that was left')
+    chain.during(3)
+    assert chain.preprocess._input.lost == chain.inference._input.lost == chain.preprocess.counts['errors'] == 0
 
 
 def test_a_frame_that_nobody_asked_for_is_no_drop(bench):
@@ -143,12 +164,12 @@ def test_a_message_that_is_left_unread_wakes_nobody(bench, paper_bundle, monkeyp
     assert 0 < spins.count(preprocess) < 60  # two timers and the events: 16
 
 
-def test_a_lost_request_is_made_up_for(chain):
-    requests = chain.inference._input._requests
-    publish, requests_lost = requests.publish, []
-    requests.publish = requests_lost.append
-    wait_for(lambda: len(requests_lost) > 3, 'requests that get lost')
-    requests.publish = publish
+def test_a_lost_request_is_made_up_for(chain, monkeypatch):
+    lost = []
+    with monkeypatch.context() as patch:
+        patch.setattr(chain.inference._input._requests, 'publish', lost.append)
+        patch.setattr(chain.preprocess._output, 'request', lambda in_s: lost.append(in_s) or True)
+        wait_for(lambda: len(lost) > 3, 'requests that get lost')
     chain.during(3)
 
 

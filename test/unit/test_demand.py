@@ -99,6 +99,25 @@ def test_an_early_demand_waits_for_frames_that_come_in_time():
     assert demand.wait_s(3.0 * T) == 0
 
 
+@pytest.mark.parametrize(('framerate', 'waits'), [(75.0, True), (85.0, False)])
+def test_the_next_frame_of_a_fast_camera_is_not_waited_for(framerate, waits):
+    clock, demand = fed(period=1 / framerate)
+    clock.now_s = 0.9 / framerate
+    demand.ask(0.0)
+    assert (demand.wait_s(0.0) > 0) is waits
+
+
+def test_of_a_fast_camera_the_last_frame_that_comes_in_time_is_used():
+    short = 1 / 200
+    clock, demand = fed(period=short)
+    demand.ask(2.5 * short)
+    assert demand.wait_s() == pytest.approx(1.5 * short)
+    clock.now_s = 1.6 * short
+    assert demand.wait_s(1.0 * short) > 0, 'the next one comes at 2.0'
+    clock.now_s = 2.0 * short
+    assert demand.wait_s(2.0 * short) == 0, 'the next one comes at 3.0, too late'
+
+
 def test_a_camera_that_stops_or_falters_is_not_waited_for():
     clock, demand = fed()
     clock.now_s = 0.9 * T
