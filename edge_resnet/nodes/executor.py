@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
@@ -49,20 +48,23 @@ class LeanExecutor(SingleThreadedExecutor):
                 waitable.__enter__()
                 entered.append(waitable)
             wait_set = self._wait(subscriptions, timers, clients, services, guards, waitables, timeout_sec)
-            # Frames first: what comes before their callback is latency, and after a pause each line of it is slow.
-            called = self._call(self._call_guard, guards, wait_set.get_ready_entities('guard_condition'))
-            called |= self._call(self._call_subscription, subscriptions, wait_set.get_ready_entities('subscription'))
-            called |= self._call(self._call_timer, timers, wait_set.get_ready_entities('timer'))
-            others = bool(wait_set.get_ready_entities('client') or wait_set.get_ready_entities('service') or self._tasks
-                          or any(waitable.is_ready(wait_set) for waitable in waitables))
+            calls = [(call, entity) for call, kind, entities in (
+                (self._call_guard, 'guard_condition', guards), (self._call_subscription, 'subscription', subscriptions),
+                (self._call_timer, 'timer', timers))
+                if (ready := wait_set.get_ready_entities(kind)) for entity in entities if entity.handle.pointer in ready]
         except ShutdownException:
             return
         except _rclpy.InvalidHandle:  # another thread destroyed one
             return
-        finally:
+        finally:  # before the calls: what one of them destroys is to be gone at once
             for handle in entered:
                 handle.__exit__(None, None, None)
-        if not called and not others and waitables:  # in Fast DDS a message that is left unread sets the condition of its reader's events, too
+        for call, entity in calls:  # before looking at the rest: a frame waits, and after a pause each line is slow
+            with self._turn:
+                self._guarded(call, getattr(entity, 'topic_name', ''))(entity)
+        others = bool(wait_set.get_ready_entities('client') or wait_set.get_ready_entities('service') or self._tasks
+                      or any(waitable.is_ready(wait_set) for waitable in waitables))
+        if not calls and not others and waitables:  # in Fast DDS a message that is left unread sets the condition of its reader's events, too
             self._events_from_s = time.monotonic() + EVENTS_S
         if others:
             with self._turn:
@@ -93,15 +95,6 @@ class LeanExecutor(SingleThreadedExecutor):
         if not self._context.ok():
             raise ExternalShutdownException()
         return wait_set
-
-    def _call(self, call: Callable[[Any], None], entities: list, ready: list[int]) -> bool:
-        """Call those of ``entities`` that are ``ready``, guarded; whether there were any."""
-        if ready:
-            for entity in entities:
-                if entity.handle.pointer in ready:
-                    with self._turn:
-                        self._guarded(call, getattr(entity, 'topic_name', ''))(entity)
-        return bool(ready)
 
     @staticmethod
     def _call_guard(guard: Any) -> None:

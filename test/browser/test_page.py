@@ -126,9 +126,12 @@ def test_any_width_light_and_dark(page, width, dark):
     page.size(width, 844, dark=dark)
     time.sleep(0.5)
     assert page.run('document.documentElement.scrollWidth') <= width, 'nothing to scroll sideways'
-    ends = page.run("[...document.querySelectorAll('#chart .annotation-text')].map(text => text.getBoundingClientRect().right)")
-    assert len(ends) >= 3
-    assert max(ends) <= width, 'the legends are whole'
+
+    def legends():
+        ends = page.run("[...document.querySelectorAll('#chart .annotation-text')].map(text => text.getBoundingClientRect().right)")
+        return len(ends) >= 3 and max(ends) <= width
+
+    until(legends, 'whole legends, with the next drawing of the chart', 10.0)
     lights = [int(value) for value in re.findall(r'\d+', page.run('getComputedStyle(document.body).backgroundColor'))[:3]]
     assert (max(lights) < 80) == dark
     assert page.run("Math.min(...[...document.querySelectorAll('button')].map(button => button.getBoundingClientRect().height))") >= 44
