@@ -107,7 +107,6 @@ class CameraNode(ManagedNode[CameraParameters]):
         self._demand.seen(self._arrived_s)
         if self._demand.wait_s(self._arrived_s) == 0:
             self.guarded(self._look)()  # from here, so that the frame doesn't wait for another thread to wake up
-        self._demand.every = self._image.every_frame(self._compressed.get_subscription_count())
 
     def _on_request(self, in_s: float) -> None:
         self._demand.ask(in_s)
@@ -161,7 +160,8 @@ class CameraNode(ManagedNode[CameraParameters]):
         self.counts['frozen'] = int(frozen_s * 1000)
 
     def _watch(self) -> None:
-        """Tell of a source that hangs or is frozen at once, not only with the next round of diagnostics."""
+        """Look who subscribes, and tell of a source that hangs or is frozen at once, not only with the next round of diagnostics."""
+        self._demand.every = self._image.every_frame(self._compressed.get_subscription_count())
         frozen, before = self.counts['frozen'] >= FROZEN_S * 1000, self._told_frozen
         self._told_frozen = frozen
         if (self._grabber is not None and not self._grabber.check()) or (frozen and not before):

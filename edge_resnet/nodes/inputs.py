@@ -26,7 +26,7 @@ except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
 SILENCE_S = 3.0  # of an input, after which the diagnostics tell
-REFRESH_S = 0.2  # how often an input looks who else is there, and asks again for a frame that does not come
+REFRESH_S, REFRESH_IDLE_S = 0.2, 1.0  # how often an input looks who else is there, and asks again for a frame that does not come; one that never asks
 MIXED_S = 2.0  # after a number that went back
 SMOOTHING, MAX_TRANSFER_S = 0.1, 0.02  # of the time that a frame takes from publisher to callback; more means clocks that differ
 POLLED_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1000, reliability=ReliabilityPolicy.RELIABLE)  # 0.5 s of seven records at 240 Hz
@@ -65,7 +65,7 @@ class FrameInput:
         self._held: tuple[Any, float] | None = None  # a message that may be used, and when it arrived
         self._slot_lock = threading.Lock()
         self._slot_filled = node.create_guard_condition(self._on_slot)
-        self._timer = node.create_timer(REFRESH_S, self._on_timer, clock=node._steady)
+        self._timer = node.create_timer(REFRESH_S if asks or demand is not None else REFRESH_IDLE_S, self._on_timer, clock=node._steady)
         self._subscription = self._subscribe(FRAME_QOS)
         self._requests: Any = None
         self._request_topic = request_topic(node.resolve_topic_name(request_base or topic))
