@@ -62,14 +62,15 @@ class CameraNode(ManagedNode[CameraParameters]):
         super().__init__('camera', **options)
         self._grabber: FrameGrabber | None = None
         self._demand = FrameDemand()
+        self._lock = threading.Lock()  # frames come from the capture thread, requests from the executor or from inference's
+        self._again = False
+        self._later = self.create_timer(1.0, self._look, clock=self._steady)
+        self._later.cancel()
+        self._arrived_s = 0.0
         self._image = self.frame_output(Image, 'image_raw', self._on_request)
         self._compressed = frame_publisher(self, CompressedImage, compressed_topic(self))
         self._info = frame_publisher(self, CameraInfo, 'camera_info')
         self._truth = frame_publisher(self, Classification, 'ground_truth')
-        self._lock = threading.Lock()  # frames come from the capture thread, requests from the executor
-        self._later = self.create_timer(1.0, self._look, clock=self._steady)
-        self._later.cancel()
-        self._arrived_s = 0.0
         self._camera_info = CameraInfo()
         self._last: tuple[Any, int] = (None, 0)
         self._told_frozen = False
@@ -113,15 +114,21 @@ class CameraNode(ManagedNode[CameraParameters]):
         self._look()
 
     def _look(self) -> None:
-        """Publish the frame in the mailbox if it is the right one, else look again when it may be."""
-        with self._lock:
-            self._later.cancel()
-            wait_s = self._demand.wait_s(self._arrived_s)
-            if wait_s == 0:
-                self._publish()
-            elif math.isfinite(wait_s):
-                self._later.timer_period_ns = max(1, round(wait_s * 1e9))
-                self._later.reset()
+        """Publish the frame in the mailbox if it is the right one, else look again when it may be. Never waits: whoever finds another thread
+        at it, which may be publishing for long, leaves it to that one."""
+        self._again = True
+        while self._again and self._lock.acquire(blocking=False):
+            try:
+                self._again = False
+                self._later.cancel()
+                wait_s = self._demand.wait_s(self._arrived_s)
+                if wait_s == 0:
+                    self._publish()
+                elif math.isfinite(wait_s):
+                    self._later.timer_period_ns = max(1, round(wait_s * 1e9))
+                    self._later.reset()
+            finally:
+                self._lock.release()
 
     def _publish(self) -> None:
         taken = self._grabber.take() if self._grabber is not None and self.active else None

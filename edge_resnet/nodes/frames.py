@@ -66,16 +66,16 @@ class FrameOutput:
         self.topic = self.publisher.topic_name
         self._number = 0
         self._local = local_topic(node, self.topic)
-        self._local.outputs.append(self)
         self._on_request = on_request
         if on_request is not None:
             node.create_subscription(Duration, request_topic(self.topic),
                                      lambda message: on_request(message.sec + message.nanosec / 1e9), FRAME_QOS)
+        self._local.outputs.append(self)
 
     def publish(self, frame: Any) -> None:
         """``frame``: a message, or an ImageView, whose array nobody may write to from now on."""
         self._number += 1
-        handed_over = sum([receiver.hand_over(frame, self._number) for receiver in self._local.inputs])
+        handed_over = sum([receiver.hand_over(frame, self._number) for receiver in tuple(self._local.inputs)])
         if self.publisher.get_subscription_count() > handed_over:
             self.publisher.publish(write_view(frame) if isinstance(frame, ImageView) else frame)
 

@@ -51,7 +51,7 @@ class FrameInput:
                  demand: FrameDemand | None = None, every: Callable[[], bool] = lambda: False, request_base: str = '',
                  inline: bool = False) -> None:
         self._node, self._kind, self._topic, self._callback, self._raw = node, kind, topic, callback, raw
-        self._demand, self._every, self._inline = demand, every, inline
+        self._demand, self._every, self.inline = demand, every, inline
         self.received = self.superseded = self.lost = self.refused = 0
         self.qos_conflict = self._refusal = ''
         self._reported_refused = 0
@@ -109,7 +109,8 @@ class FrameInput:
         """A frame is wanted here in ``in_s`` seconds. Below 0: earlier than can be, so all frames for a while."""
         self._asked_s = time.monotonic()
         in_s -= self._transfer_s
-        if self._requests is not None and not (self._local and all(output.request(in_s) for output in self._local_topic.outputs)):
+        outputs = self._local_topic.outputs if self._local else ()
+        if self._requests is not None and not (outputs and all(output.request(in_s) for output in outputs)):
             in_ns = round(in_s * 1e9)
             self._requests.publish(Duration(sec=in_ns // 1_000_000_000, nanosec=in_ns % 1_000_000_000))
 
@@ -135,13 +136,17 @@ class FrameInput:
         elif not asks and self._requests is not None:
             self._node.destroy_publisher(self._requests)
             self._requests = None
+        if self._demand is not None:
+            everybody_asks = self._node.count_subscribers(self._subscription.topic_name) <= self._node.count_publishers(self._request_topic)
+            self._demand.served = self._requests is not None and self._requests.get_subscription_count() > 0 and everybody_asks
 
     def _set_wants(self, wants: bool) -> None:
         if wants and not self._wants:
             self._done_at_ns, self._heard_s = time.time_ns(), time.monotonic()
         self._wants = wants
-        self._gate.open = wants and not self._local
-        if wants and self._slot is not None:
+        opens = wants and not self._local
+        wakes, self._gate.open = opens and not self._gate.open, opens  # the executor waits without what was shut, and this may be another thread
+        if wakes or (wants and self._slot is not None):
             self._slot_filled.trigger()
 
     def _look(self) -> None:
@@ -185,7 +190,7 @@ class FrameInput:
             if not self._local:
                 return False
             self._slot = (frame, number, time.time_ns())
-            inline = self._inline and self._wants and self._node.turn.acquire(blocking=False)
+            inline = self.inline and self._wants and self._node.turn.acquire(blocking=False)
             if self._wants and not inline:
                 self._slot_filled.trigger()
         if inline:

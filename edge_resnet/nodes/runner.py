@@ -95,10 +95,11 @@ def unknown_parameters(nodes: Sequence[ManagedNode]) -> list[str]:
 
 def bring_up(node: ManagedNode) -> bool:
     """Configure and activate ``node``; False when it refused, which it has logged."""
-    node.trigger_configure()
-    if node._state_machine.current_state[0] != State.PRIMARY_STATE_INACTIVE:
-        return False
-    node.trigger_activate()
+    with node.turn:  # frames of other nodes in this process wait until it is active
+        node.trigger_configure()
+        if node._state_machine.current_state[0] != State.PRIMARY_STATE_INACTIVE:
+            return False
+        node.trigger_activate()
     return node._state_machine.current_state[0] == State.PRIMARY_STATE_ACTIVE
 
 

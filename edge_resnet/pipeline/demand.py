@@ -32,6 +32,7 @@ class FrameDemand:
         self._gaps: deque[float] = deque(maxlen=WINDOW)
         self._newest = math.nan
         self.every = False  # use all frames, whether asked for or not
+        self.served = False  # only frames that were asked for arrive: the choice was made where they come from
         self.period_s = 0.0  # of the camera; 0 while it is unknown
 
     def ask(self, in_s: float) -> None:
@@ -54,13 +55,14 @@ class FrameDemand:
         now, period = self._clock(), self.period_s
         if self.every or now < self._streams_until:
             return 0.0
-        if self._due is None:
+        due = self._due  # once: another thread may use the frame meanwhile
+        if due is None:
             return math.inf
-        worth = 2 / 3 * period if period >= SHORT_S else 0.0  # of delay, for the next frame
-        opens = self._due + worth - period - now
+        worth = 2 / 3 * period if period >= SHORT_S and not self.served else 0.0  # of delay, for the next frame
+        opens = due + worth - period - now
         if opens > 0 or arrived is None:
             return max(0.0, opens)
-        delay = max(self._due, arrived + period) - max(self._due, now)
+        delay = max(due, arrived + period) - max(due, now)
         patience = arrived + PATIENCE * period - now
         return patience if delay <= worth and patience > 0 else 0.0
 

@@ -102,6 +102,31 @@ def test_a_frame_is_used_on_its_senders_thread_unless_the_node_is_busy(bench, pa
     assert chain.preprocess._input.lost == chain.inference._input.lost == chain.preprocess.counts['errors'] == 0
 
 
+def test_a_frame_that_waits_is_used_as_soon_as_another_thread_asks(bench, paper_bundle, monkeypatch):
+    monkeypatch.setattr(inputs, 'REFRESH_S', 60.0)  # not because it looks again by itself
+    preprocess = bench.start(PreprocessNode, model=str(paper_bundle))
+    publisher = bench.publisher(Image, 'image_raw')
+    for n in (1, 2):
+        publisher.publish(image_message())
+        time.sleep(0.5)
+        assert preprocess.counts['published'] == n - 1
+        with preprocess.turn:  # as inference's thread does in the same process
+            preprocess._input.want(0.0, 0.0)
+        wait_for(lambda n=n: preprocess.counts['published'] == n, 'the frame')
+
+
+def test_a_request_does_not_wait_for_a_camera_that_publishes(bench, monkeypatch):
+    held, publishing, publish = threading.Event(), [], CameraNode._publish
+    monkeypatch.setattr(CameraNode, '_publish', lambda self: (publishing.append(1), held.wait(60.0), publish(self)))
+    camera = bench.start(CameraNode, source='synthetic', framerate=1.0, image_width=64, image_height=48)
+    bench.listen(Image, 'image_raw', qos_profile_sensor_data)
+    wait_for(lambda: publishing, 'a frame that is being published')
+    camera._on_request(0.0)  # here, where it would hang
+    before = len(publishing)
+    held.set()
+    wait_for(lambda: len(publishing) > before, 'the request being served')
+
+
 def test_a_frame_that_nobody_asked_for_is_no_drop(bench):
     camera, newest = bench.start(CameraNode, source='synthetic', framerate=50.0, image_width=64, image_height=48), bench.diagnostics('camera')
     wait_for(lambda: int(newest().get(NOT_ASKED, 0)) > 5, 'frames that nobody wants')

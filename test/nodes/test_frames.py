@@ -203,7 +203,7 @@ def test_a_slow_model_gets_the_freshest_frame_and_every_drop_is_counted(bench, p
         sent += 1
         time.sleep(max(0.0, start + sent * period_s - time.monotonic()))
     ages = sorted((finished_ns(record) - stamp_ns(record.header)) / 1e9 for record in stages if record.source == 'inference_started')
-    assert ages[len(ages) // 2] < 2 * period_s, f'ages at inference start: {ages}'
+    assert ages[len(ages) * 3 // 4] < 2 * period_s, f'ages at inference start: {ages}'  # one that the machine held up is no fault
     stamps = [stamp_ns(message.header) for message in results]
     assert stamps == sorted(set(stamps)), 'never backwards'
     hop = node._input

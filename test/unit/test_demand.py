@@ -107,6 +107,15 @@ def test_the_next_frame_of_a_fast_camera_is_not_waited_for(framerate, waits):
     assert (demand.wait_s(0.0) > 0) is waits
 
 
+def test_what_was_chosen_upstream_is_not_chosen_again():
+    clock, demand = fed()
+    clock.now_s = 0.9 * T
+    demand.ask(0.0)
+    assert demand.wait_s(0.0) > 0
+    demand.served = True
+    assert demand.wait_s(0.0) == 0
+
+
 def test_of_a_fast_camera_the_last_frame_that_comes_in_time_is_used():
     short = 1 / 200
     clock, demand = fed(period=short)
