@@ -26,6 +26,7 @@ BOOLEANS = ('true', 'false', 'True', 'False')  # Python launch files pass the la
 ENCLAVES = '/edge_resnet'  # of SROS2, one a process: the path above the name of the node, or of pipeline
 RESPAWN_DELAY_S = 1.0
 MAX_STARTS, START_WINDOW_S = 5, 60.0  # of one executable that keeps ending
+MAX_KILLS, KILL_WINDOW_S = 40, 600.0  # of one that is killed again and again
 
 
 @dataclass(frozen=True)
@@ -194,23 +195,27 @@ def check_model(model: str) -> None:
 class RespawnLimit:
     """Ends the respawning of an executable that keeps ending: ``MAX_STARTS`` starts within ``START_WINDOW_S``, the first one included.
 
-    A SIGKILL comes from outside, from a user or from a machine short of memory, and doesn't count.
+    A SIGKILL comes from outside: from a user, from a machine short of memory, or from the guard of an actuator that hangs on its pin. Of those
+    ``MAX_KILLS`` within ``KILL_WINDOW_S`` are the end.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._ends: list[float] = []
+        self._kills: list[float] = []
+        self._why = ''
 
     def allows(self, returncode: int) -> bool:
         """Whether to start again after an end with ``returncode``, negative for a signal."""
-        if returncode == -signal.SIGKILL:
-            return True
+        killed = returncode == -signal.SIGKILL
+        ends, most, window_s = (self._kills, MAX_KILLS, KILL_WINDOW_S) if killed else (self._ends, MAX_STARTS, START_WINDOW_S)
         now = self._clock()
-        self._ends = [*(end for end in self._ends if now - end < START_WINDOW_S), now]
-        return len(self._ends) < MAX_STARTS
+        ends[:] = [*(end for end in ends if now - end < window_s), now]
+        self._why = f'{"was killed" if killed else "ended"} {len(ends)} times within {window_s:g} s'
+        return len(ends) < most
 
     def __str__(self) -> str:
-        return f'ended {len(self._ends)} times within {START_WINDOW_S:g} s'
+        return self._why
 
 
 def transport_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -87,6 +87,36 @@ class GpioActuator:
                 self._device = None
 
 
+class HeldOff:
+    """Remembers, in a file beside ``state_file``, that somebody stopped or disarmed the actuator, for a node that is started anew after a crash."""
+
+    STOPPED, DISARMED, NO = 'stopped', 'disarmed', ''
+
+    def __init__(self, state_file: Path) -> None:
+        self.path = state_file.with_name(f'{state_file.name}.held_off')
+
+    def read(self) -> str:
+        """STOPPED, DISARMED or NO; STOPPED when that can't be known."""
+        try:
+            return self.DISARMED if self.path.read_text() == self.DISARMED else self.STOPPED
+        except FileNotFoundError:
+            return self.NO
+        except (OSError, ValueError):
+            return self.STOPPED
+
+    def write(self, state: str) -> None:
+        """BackendError when it can't be kept."""
+        try:
+            if state == self.NO:
+                return self.path.unlink(missing_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            with os.fdopen(file, 'w') as stream:
+                stream.write(state)
+        except OSError as error:
+            raise BackendError(f'{self.path}: {error.strerror}: after a crash the actuator will not know that it is {state or "armed"}') from error
+
+
 def default_state_file(node_name: str) -> Path:
     """Where the simulated actuator of ``node_name`` keeps its state; two ROS domains have one each."""
     name = f'{os.environ.get("ROS_DOMAIN_ID") or 0}_{node_name.strip("/").replace("/", "_")}.state'

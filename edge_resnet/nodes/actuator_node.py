@@ -17,7 +17,7 @@ from vision_msgs.msg import Classification, LabelInfo
 
 from edge_resnet.conversions import read_classification, stamp_ns
 from edge_resnet.exceptions import BackendError
-from edge_resnet.hardware.actuators import BACKENDS, MAX_GPIO_PIN, default_state_file
+from edge_resnet.hardware.actuators import BACKENDS, MAX_GPIO_PIN, HeldOff, default_state_file
 from edge_resnet.hardware.guard import GuardedActuator
 from edge_resnet.nodes.base import BEST_EFFORT_QOS, ERROR, LATCHED_QOS, OK, WARN, Health, ManagedNode
 from edge_resnet.nodes.inputs import FrameInput
@@ -74,15 +74,25 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
         # In every state: a stop that is called before the node is active holds once it is.
         self.create_subscription(Bool, 'emergency_stop', self._emergency_stop, BEST_EFFORT_QOS)
 
+    @property
+    def _state_file(self) -> Path:
+        named = self.parameters.state_file
+        return Path(named) if named else default_state_file(self.get_fully_qualified_name())
+
+    @property
+    def _held_off(self) -> HeldOff:
+        return HeldOff(self._state_file)
+
     def configure(self) -> None:
         p = self.parameters
         before, self._gate = self._gate, DecisionGate(p.decision_config(), time.monotonic)
-        if before.stopped:  # only actuator/arm ends it
+        held = self._held_off.read()  # before a crash, too; only actuator/arm ends it
+        if before.stopped or held == HeldOff.STOPPED:
             self._gate.emergency_stop()
-        elif not before.armed:
+            self.get_logger().warning(f'stopped before it was started ({self._held_off.path}): off until re-armed')
+        elif not before.armed or held == HeldOff.DISARMED:
             self._gate.arm(False)
-        state_file = Path(p.state_file) if p.state_file else default_state_file(self.get_fully_qualified_name())
-        self._actuator = GuardedActuator(p.backend, gpio_pin=p.gpio_pin, state_file=state_file, active_high=p.gpio_active_high)
+        self._actuator = GuardedActuator(p.backend, gpio_pin=p.gpio_pin, state_file=self._state_file, active_high=p.gpio_active_high)
         self._on = None
         self._command(Decision(False, 'start'))
 
@@ -131,6 +141,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
             decision = self._gate.emergency_stop()
             if self._actuator is not None:
                 self._command(decision)
+            self._held_off.write(HeldOff.STOPPED)
 
     def _arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         if self._actuator is None:
@@ -138,6 +149,8 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
             return response
         decision = self._gate.arm(request.data)
         self.guarded(self._command)(decision)
+        self.guarded(self._held_off.write)(
+            HeldOff.NO if request.data else HeldOff.STOPPED if self._gate.stopped else HeldOff.DISARMED)
         response.success, response.message = True, decision.reason
         return response
 
@@ -150,11 +163,18 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
                 self._actuator.write(decision.on)
         except BackendError as error:  # it is off now; the debounce starts anew
             self._broken = str(error)
+            self._hear_inline(False)
             self._gate.reset()
             self._tell(Decision(False, self._broken))
             raise
         self._broken = ''
+        self._hear_inline(True)
         self._tell(decision)
+
+    def _hear_inline(self, inline: bool) -> None:
+        """A backend or a guard that fails takes time, which is not to be inference's."""
+        if self._input is not None:
+            self._input.inline = inline
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:

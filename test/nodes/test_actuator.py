@@ -9,6 +9,7 @@ from rclpy.qos import qos_profile_sensor_data
 from std_msgs.msg import Bool
 from vision_msgs.msg import LabelInfo, VisionClass
 
+from edge_resnet.hardware.actuators import HeldOff
 from edge_resnet.nodes.actuator_node import ActuatorNode, default_state_file
 from edge_resnet.nodes.base import LATCHED_QOS
 
@@ -105,6 +106,23 @@ def test_emergency_stop_is_heard_and_kept_in_every_state(bench, tmp_path):
     assert rig.call(True).success
     rig.see('red', times=5)
     assert rig.on
+
+
+def test_what_was_stopped_or_disarmed_by_hand_stays_so_in_another_process(bench, tmp_path):
+    rig = Rig(bench, tmp_path)
+    stop = bench.publisher(Bool, 'emergency_stop', qos_profile_sensor_data)
+    for reason, hold in (('emergency stop', lambda: stop.publish(Bool(data=True))), ('not armed', lambda: rig.call(False))):
+        rig.see()
+        assert rig.on
+        hold()
+        wait_for(lambda: not rig.on, 'OFF')
+        wait_for(lambda: HeldOff(rig.file).read(), 'that it is kept')
+        another = bench.make(ActuatorNode, state_file=str(rig.file))  # as one that is started after kill -9
+        another.trigger_configure()
+        assert another._gate.decision.reason == reason
+        another.destroy_node()
+        assert rig.call(True).success
+        assert HeldOff(rig.file).read() == HeldOff.NO
 
 
 def test_disarmed_is_off_from_the_start(bench, tmp_path):

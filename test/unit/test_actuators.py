@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_resnet.exceptions import BackendError, ParameterError
-from edge_resnet.hardware.actuators import GpioActuator, SimulatedActuator, open_actuator
+from edge_resnet.hardware.actuators import GpioActuator, HeldOff, SimulatedActuator, open_actuator
 
 # The simulated one
 
@@ -174,3 +174,29 @@ def test_the_backend_is_chosen_by_name(file):
     assert file.read_text() == '0\n'
     with pytest.raises(ParameterError, match="backend is 'relay', expected one of simulated, gpio"):
         open_actuator('relay', gpio_pin=17, state_file=file)
+
+
+def test_who_held_it_off_is_remembered(file):
+    held = HeldOff(file)
+    assert held.read() == HeldOff.NO
+    for state in (HeldOff.STOPPED, HeldOff.DISARMED, HeldOff.NO, HeldOff.NO):
+        held.write(state)
+        assert HeldOff(file).read() == state
+        assert not file.exists()
+
+
+@pytest.mark.parametrize('spoil', [lambda path: path.write_bytes(b'\xff'), lambda path: path.write_text(''), lambda path: path.mkdir()])
+def test_what_can_not_be_read_is_a_stop(file, spoil):
+    file.parent.mkdir()
+    spoil(HeldOff(file).path)
+    assert HeldOff(file).read() == HeldOff.STOPPED
+
+
+def test_what_can_not_be_kept_is_told_and_no_link_is_followed(file, tmp_path):
+    victim = tmp_path / 'victim'
+    victim.write_text('untouched')
+    file.parent.mkdir()
+    HeldOff(file).path.symlink_to(victim)
+    with pytest.raises(BackendError, match='after a crash the actuator will not know that it is stopped'):
+        HeldOff(file).write(HeldOff.STOPPED)
+    assert victim.read_text() == 'untouched'

@@ -14,6 +14,7 @@ from tiny_model import write_bundle
 
 from edge_resnet.deployment import (
     ARGUMENTS,
+    MAX_KILLS,
     MAX_STARTS,
     NODES,
     START_WINDOW_S,
@@ -230,8 +231,15 @@ def test_a_node_that_dies_now_and_then_is_always_started_again(limit):
         assert limit.allows(-signal.SIGSEGV)
 
 
-def test_kills_from_outside_do_not_count(limit):
-    assert all(limit.allows(-signal.SIGKILL) for _ in range(100))
+def test_kills_from_outside_do_not_count_as_its_own_ends(limit):
+    assert all(limit.allows(-signal.SIGKILL) for _ in range(MAX_KILLS - 1))
+    assert limit.allows(1)
+
+
+def test_a_node_that_is_killed_again_and_again_is_given_up(limit):
+    """As by the guard of an actuator that hangs on its pin at every start."""
+    assert [limit.allows(-signal.SIGKILL) for _ in range(MAX_KILLS)] == [True] * (MAX_KILLS - 1) + [False]
+    assert str(limit) == f'was killed {MAX_KILLS} times within 600 s'
 
 
 # Transport
