@@ -94,6 +94,12 @@ class Bench:
 
         return newest
 
+    def starve(self) -> None:
+        """Stop every node but the actuators: nobody feeds them any more."""
+        for node, _, _ in self._running:
+            if hasattr(node, 'make_safe') and node.get_name() != 'actuator':
+                node.make_safe()
+
     def close(self) -> None:
         try:
             for node, executor, _ in self._running:

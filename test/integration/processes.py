@@ -45,8 +45,10 @@ class Processes:
         """Wait for a process that ends by itself."""
         return self._running.pop(name).wait(timeout_s)
 
-    def close(self) -> None:
-        for process in self._running.values():
+    def close(self, but: str = '') -> None:
+        """Kill all of them, ``but`` those whose name begins so."""
+        for name in [name for name in self._running if not but or not name.startswith(but)]:
+            process = self._running.pop(name)
             process.kill()
             process.wait()
 
