@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import rclpy
 from rclpy.node import Node
+from sensor_msgs.msg import Image
 
 from edge_resnet.deployment import ENCLAVES, NODES
 from edge_resnet.nodes.pipeline import factory
@@ -40,6 +41,9 @@ def of_the_graph() -> dict[str, Permissions]:
             node.trigger_activate()
         nodes['dashboard']._watch(True)  # as while a page is open
         observer, found, since = Node('policy_observer'), {}, time.monotonic()
+        observer.create_subscription(Image, 'overlay', lambda _: None, 1)
+        time.sleep(0.5)
+        nodes['overlay']._watch()  # and as while somebody looks at that
         while time.monotonic() - since < SETTLED_S:
             time.sleep(0.1)
             now = {name: permissions(observer, name) for name in NODES}

@@ -197,6 +197,17 @@ def test_cooling_keeps_it_from_throttling(cooling):
     assert readings[-1][1].temperature_c < run_board(60, load=0.7)[-1][1].temperature_c
 
 
+@pytest.mark.parametrize(('most_c', 'cooling'), [(30, {'heatsink': True}), (44, {'fan': True}), (57, {'heatsink': True, 'fan': True})])
+def test_how_warm_it_may_be_around_it_as_the_documentation_says(most_c, cooling):
+    assert first_throttled(run_board(60, ambient_c=most_c, **cooling)) is None
+    assert first_throttled(run_board(60, ambient_c=most_c + 3, **cooling)) is not None
+
+
+def test_the_last_five_kelvin_take_a_bare_board_some_fifty_seconds():
+    readings = run_board(10)
+    assert first_throttled(readings) - next(second for second, reading in readings if reading.temperature_c >= 75) == pytest.approx(50, abs=10)
+
+
 def test_in_an_oven_it_throttles_hard():
     readings = run_board(30, ambient_c=60.0)
     assert readings[-1][1].clock_mhz == 600.0
