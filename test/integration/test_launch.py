@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_resnet.deployment import ARGUMENTS, MAX_STARTS, STARTED, RespawnLimit, check_model, plan
+from edge_resnet.deployment import ARGUMENTS, STARTED, check_model, plan
 from edge_resnet.exceptions import ModelError, ParameterError
 
 ROOT_TOPICS = {'/diagnostics', '/parameter_events', '/rosout'}
@@ -317,26 +317,6 @@ def test_show_args_tells_of_every_argument(launch):
 
 
 # The rules, which need no launch. ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_node_that_keeps_ending_is_given_up():
-    now = [0.0]
-    limit = RespawnLimit(lambda: now[0])
-    starts = 1
-    while limit.allows(1):
-        starts += 1
-        now[0] += 3.0
-    assert starts == MAX_STARTS == 5
-    assert str(limit) == 'ended 5 times within 60 s'
-
-
-def test_a_node_that_is_killed_or_seldom_ends_comes_back():
-    now = [0.0]
-    killed, seldom = RespawnLimit(lambda: now[0]), RespawnLimit(lambda: now[0])
-    for _ in range(100):
-        assert killed.allows(-signal.SIGKILL)
-        now[0] += 15.1
-        assert seldom.allows(-signal.SIGSEGV)
 
 
 @pytest.mark.parametrize(('given', 'namespace'), [('', ''), ('/', '/'), ('robot1', 'robot1'), ('/fleet/robot_1/', '/fleet/robot_1')])
