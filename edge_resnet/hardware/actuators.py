@@ -98,7 +98,9 @@ class HeldOff:
     def read(self) -> str:
         """STOPPED, DISARMED or NO; STOPPED when that can't be known."""
         try:
-            return self.DISARMED if self.path.read_text() == self.DISARMED else self.STOPPED
+            file = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(file) as stream:
+                return self.DISARMED if stream.read() == self.DISARMED else self.STOPPED
         except FileNotFoundError:
             return self.NO
         except (OSError, ValueError):
@@ -119,7 +121,7 @@ class HeldOff:
 
 def default_state_file(node_name: str) -> Path:
     """Where the simulated actuator of ``node_name`` keeps its state; two ROS domains have one each."""
-    name = f'{os.environ.get("ROS_DOMAIN_ID") or 0}_{node_name.strip("/").replace("/", "_")}.state'
+    name = f'{os.environ.get("ROS_DOMAIN_ID") or 0}_{node_name.strip("/").replace("/", ".")}.state'
     return Path(tempfile.gettempdir()) / f'edge_resnet_{os.getuid()}' / name
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo
@@ -19,7 +20,7 @@ from edge_resnet.conversions import read_classification, stamp_ns
 from edge_resnet.exceptions import BackendError
 from edge_resnet.hardware.actuators import BACKENDS, MAX_GPIO_PIN, HeldOff, default_state_file
 from edge_resnet.hardware.guard import GuardedActuator
-from edge_resnet.nodes.base import BEST_EFFORT_QOS, ERROR, LATCHED_QOS, OK, WARN, Health, ManagedNode
+from edge_resnet.nodes.base import ERROR, LATCHED_QOS, OK, WARN, Health, ManagedNode, told
 from edge_resnet.nodes.inputs import FrameInput
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
@@ -27,6 +28,8 @@ from edge_resnet.pipeline.decision import Decision, DecisionConfig, DecisionGate
 from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED, ACTUATOR_STARTED
 
 WATCHDOG_PERIOD_S = 0.02
+# A stop is not lost behind a later message, as with a depth of one.
+STOP_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 STUCK_S = 0.5  # a write that takes longer does not come back
 
 
@@ -65,6 +68,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
         self._input: FrameInput | None = None
         self._on: bool | None = None
         self._broken = ''  # why the last command could not be brought out
+        self._unkept = ''  # why a crash would forget who stopped it
         self._state = self.create_publisher(Bool, 'actuator/state', LATCHED_QOS)
         self._watchdog = self.create_timer(WATCHDOG_PERIOD_S, self._tick, clock=self._steady)
         self._watchdog.cancel()  # until it is on; Humble's create_timer has no autostart
@@ -72,7 +76,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
         self.create_service(SetBool, 'actuator/arm', self._arm)
         self.create_subscription(LabelInfo, 'label_info', self._on_labels, LATCHED_QOS)
         # In every state: a stop that is called before the node is active holds once it is.
-        self.create_subscription(Bool, 'emergency_stop', self._emergency_stop, BEST_EFFORT_QOS)
+        self.create_subscription(Bool, 'emergency_stop', self._emergency_stop, STOP_QOS)
 
     @property
     def _state_file(self) -> Path:
@@ -92,6 +96,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
             self.get_logger().warning(f'stopped before it was started ({self._held_off.path}): off until re-armed')
         elif not before.armed or held == HeldOff.DISARMED:
             self._gate.arm(False)
+            self.get_logger().warning(f'disarmed before it was started ({self._held_off.path}): off until actuator/arm')
         self._actuator = GuardedActuator(p.backend, gpio_pin=p.gpio_pin, state_file=self._state_file, active_high=p.gpio_active_high)
         self._on = None
         self._command(Decision(False, 'start'))
@@ -139,9 +144,11 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
         if message.data:
             self.get_logger().warning('emergency stop: off until re-armed')
             decision = self._gate.emergency_stop()
-            if self._actuator is not None:
-                self._command(decision)
-            self._held_off.write(HeldOff.STOPPED)
+            try:
+                if self._actuator is not None:
+                    self._command(decision)
+            finally:
+                self._keep(HeldOff.STOPPED)
 
     def _arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         if self._actuator is None:
@@ -149,10 +156,18 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
             return response
         decision = self._gate.arm(request.data)
         self.guarded(self._command)(decision)
-        self.guarded(self._held_off.write)(
-            HeldOff.NO if request.data else HeldOff.STOPPED if self._gate.stopped else HeldOff.DISARMED)
+        self._keep(HeldOff.NO if request.data else HeldOff.STOPPED if self._gate.stopped else HeldOff.DISARMED)
         response.success, response.message = True, decision.reason
         return response
+
+    def _keep(self, state: str) -> None:
+        """For a node that is started anew after a crash."""
+        self._unkept = ''
+        try:
+            self._held_off.write(state)
+        except BackendError as error:
+            self._unkept = str(error)
+            self.fault(*told(error, ''))
 
     def _command(self, decision: Decision) -> None:
         """Bring ``decision`` out. The pin is written every time, the log and the topic only tell of changes."""
@@ -202,6 +217,8 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
             health.report(ERROR, self._unknown_target())
         if self._broken:
             health.report(ERROR, self._broken)
+        if self._unkept:
+            health.report(ERROR, self._unkept)
         if self._gate.stopped:
             health.report(ERROR, 'emergency stop, off until re-armed')
         elif not self._gate.armed:

@@ -117,7 +117,9 @@ class CameraNode(ManagedNode[CameraParameters]):
         """Publish the frame in the mailbox if it is the right one, else look again when it may be. Never waits: whoever finds another thread
         at it, which may be publishing for long, leaves it to that one."""
         self._again = True
-        while self._again and self._lock.acquire(blocking=False):
+        for _ in range(2):
+            if not (self._again and self._lock.acquire(blocking=False)):
+                return
             try:
                 self._again = False
                 self._later.cancel()
@@ -125,10 +127,15 @@ class CameraNode(ManagedNode[CameraParameters]):
                 if wait_s == 0:
                     self._publish()
                 elif math.isfinite(wait_s):
-                    self._later.timer_period_ns = max(1, round(wait_s * 1e9))
-                    self._later.reset()
+                    self._look_later(wait_s)
             finally:
                 self._lock.release()
+        if self._again:  # frames come faster than they are published: that is the executor's, not the caller's
+            self._look_later(0.0)
+
+    def _look_later(self, wait_s: float) -> None:
+        self._later.timer_period_ns = max(1, round(wait_s * 1e9))
+        self._later.reset()
 
     def _publish(self) -> None:
         taken = self._grabber.take() if self._grabber is not None and self.active else None

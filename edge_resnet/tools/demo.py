@@ -8,11 +8,14 @@ Ends on Ctrl-C, or with an error when one of the nodes ends by itself and is not
 from __future__ import annotations
 
 import argparse
+import atexit
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 
@@ -46,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
 
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))  # two demos don't hear each other
+    if 'ROS_DOMAIN_ID' not in os.environ:  # two demos don't hear each other, nor know who was stopped
+        os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
+        os.environ['TMPDIR'] = folder = tempfile.mkdtemp(prefix='edge_resnet_')
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     use_transport_profile()
     _use_writable_log_folder()
     if deployment.waits:

@@ -187,7 +187,7 @@ def pytest_terminal_summary(terminalreporter, config):
     write(f'{verdicts.count("holds")} of {len(ROWS)} hold, {verdicts.count("MISSED")} missed, '
           f'{verdicts.count("not shown") + verdicts.count("not run")} not shown; '
           + (f'an actuator was ON after rows {ON_AFTERWARDS}' if ON_AFTERWARDS else
-             f'all {sum(row.actuators for row in TABLE.values()):,} actuators went OFF by themselves'))
+             f'all {sum(row.actuators for row in TABLE.values()):,} actuators that were looked at went OFF'))
 
 
 def pytest_sessionfinish(session, exitstatus):

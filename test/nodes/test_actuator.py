@@ -9,6 +9,7 @@ from rclpy.qos import qos_profile_sensor_data
 from std_msgs.msg import Bool
 from vision_msgs.msg import LabelInfo, VisionClass
 
+from edge_resnet.exceptions import BackendError
 from edge_resnet.hardware.actuators import HeldOff
 from edge_resnet.nodes.actuator_node import ActuatorNode, default_state_file
 from edge_resnet.nodes.base import LATCHED_QOS
@@ -123,6 +124,27 @@ def test_what_was_stopped_or_disarmed_by_hand_stays_so_in_another_process(bench,
         another.destroy_node()
         assert rig.call(True).success
         assert HeldOff(rig.file).read() == HeldOff.NO
+
+
+def test_a_stop_is_kept_though_the_backend_fails(bench, tmp_path, monkeypatch):
+    rig = Rig(bench, tmp_path)
+
+    def fail(on):
+        raise BackendError('the pin is gone')
+
+    monkeypatch.setattr(rig.node._actuator, 'write', fail)
+    bench.publisher(Bool, 'emergency_stop', qos_profile_sensor_data).publish(Bool(data=True))
+    wait_for(lambda: HeldOff(rig.file).read() == HeldOff.STOPPED, 'that it is kept')
+
+
+def test_what_can_not_be_kept_is_an_error(bench, tmp_path):
+    rig, newest = Rig(bench, tmp_path), bench.diagnostics('actuator')
+    HeldOff(rig.file).path.mkdir()
+    rig.call(False)
+    wait_for(lambda: newest().get('', '').startswith('2 ') and 'after a crash the actuator will not know' in newest()[''], 'an ERROR')
+    HeldOff(rig.file).path.rmdir()
+    rig.call(False)
+    wait_for(lambda: newest().get('', '').startswith('1 not armed'), 'no ERROR any more')
 
 
 def test_disarmed_is_off_from_the_start(bench, tmp_path):

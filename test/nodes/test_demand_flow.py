@@ -118,13 +118,13 @@ def test_a_frame_that_waits_is_used_as_soon_as_another_thread_asks(bench, paper_
 def test_a_request_does_not_wait_for_a_camera_that_publishes(bench, monkeypatch):
     held, publishing, publish = threading.Event(), [], CameraNode._publish
     monkeypatch.setattr(CameraNode, '_publish', lambda self: (publishing.append(1), held.wait(60.0), publish(self)))
-    camera = bench.start(CameraNode, source='synthetic', framerate=1.0, image_width=64, image_height=48)
+    camera = bench.start(CameraNode, source='synthetic', framerate=0.1, image_width=64, image_height=48)
     bench.listen(Image, 'image_raw', qos_profile_sensor_data)
     wait_for(lambda: publishing, 'a frame that is being published')
     camera._on_request(0.0)  # here, where it would hang
     before = len(publishing)
     held.set()
-    wait_for(lambda: len(publishing) > before, 'the request being served')
+    wait_for(lambda: len(publishing) > before, 'the request being served, before the next frame', 3.0)
 
 
 def test_a_frame_that_nobody_asked_for_is_no_drop(bench):

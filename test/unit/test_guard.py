@@ -322,7 +322,7 @@ def test_actuator_off_of_a_namespaced_default(tmp_path, monkeypatch):
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
     monkeypatch.setenv('ROS_DOMAIN_ID', '7')
     assert actuator_off.main(['--ros-args', '-r', '__ns:=/robot1']) == 0
-    assert (tmp_path / f'edge_resnet_{os.getuid()}' / '7_robot1_actuator.state').read_text() == '0\n'
+    assert (tmp_path / f'edge_resnet_{os.getuid()}' / '7_robot1.actuator.state').read_text() == '0\n'
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
