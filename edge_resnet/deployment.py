@@ -24,7 +24,7 @@ STARTED = tuple(node for node in NODES if node not in OPTIONAL)
 LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 BOOLEANS = ('true', 'false', 'True', 'False')  # Python launch files pass the latter two
 ENCLAVES = '/edge_resnet'  # of SROS2, one a process: the path above the name of the node, or of pipeline
-RESPAWN_DELAY_S = 1.0
+RESPAWN_DELAY_S = 0.5
 MAX_STARTS, START_WINDOW_S = 5, 60.0  # of one executable that keeps ending
 MAX_KILLS, KILL_WINDOW_S = 40, 600.0  # of one that is killed again and again
 
