@@ -115,7 +115,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
             self._command(Decision(False, 'deactivated'))
 
     def cleanup(self) -> None:
-        with self._held():
+        with self._alone():
             actuator, self._actuator = self._actuator, None
             if actuator is not None:
                 actuator.close()
@@ -141,13 +141,16 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
         self._command(self._gate.tick())
 
     def _emergency_stop(self, message: Bool) -> None:
-        if message.data:
+        if not message.data:
+            return
+        known, decision = self._gate.stopped, self._gate.emergency_stop()
+        if not known:
             self.get_logger().warning('emergency stop: off until re-armed')
-            decision = self._gate.emergency_stop()
-            try:
-                if self._actuator is not None:
-                    self._command(decision)
-            finally:
+        try:
+            if self._actuator is not None:
+                self._command(decision)
+        finally:
+            if not known or self._unkept:  # not on each of many
                 self._keep(HeldOff.STOPPED)
 
     def _arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
@@ -172,7 +175,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
     def _command(self, decision: Decision) -> None:
         """Bring ``decision`` out. The pin is written every time, the log and the topic only tell of changes."""
         try:
-            with self._held():
+            with self._alone():
                 if self._actuator is None:
                     raise BackendError('actuator is not configured')
                 self._actuator.write(decision.on)
@@ -192,7 +195,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
             self._input.inline = inline
 
     @contextlib.contextmanager
-    def _held(self) -> Iterator[None]:
+    def _alone(self) -> Iterator[None]:
         """The backend to oneself; BackendError when another thread is stuck in it. The guard switches off what was on then."""
         if not self._lock.acquire(timeout=STUCK_S):
             raise BackendError(f'the actuator has been stuck in a write for over {STUCK_S} s')

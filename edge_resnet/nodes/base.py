@@ -206,6 +206,16 @@ class ManagedNode(LifecycleNode, Generic[P]):
 
         return call
 
+    def at_once(self, callback: Callable[..., None], where: str, *args: Any) -> bool:
+        """Call ``callback`` here, on another node's thread, guarded; False when this node is at something else just then."""
+        if not self.turn.acquire(blocking=False):
+            return False
+        try:
+            self.guarded(callback, where)(*args)
+        finally:
+            self.turn.release()
+        return True
+
     def fault(self, kind: str, text: str) -> None:
         """Count a fault of one frame, and log it unless one of its kind was logged just now."""
         self.counts['errors'] += 1

@@ -81,13 +81,7 @@ class FrameOutput:
 
     def request(self, in_s: float) -> bool:
         """As a request on the topic, called by an input in this process from its thread; False when it has to be published."""
-        if self._on_request is None or not self._node.turn.acquire(blocking=False):
-            return False
-        try:
-            self._node.guarded(self._on_request, self.topic)(in_s)
-        finally:
-            self._node.turn.release()
-        return True
+        return self._on_request is not None and self._node.at_once(self._on_request, self.topic, in_s)
 
     def every_frame(self, others: int = 0) -> bool:
         """Whether somebody subscribes who doesn't ask for frames and so wants them all; ``others`` subscribe to another form of them."""

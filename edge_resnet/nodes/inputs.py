@@ -190,14 +190,10 @@ class FrameInput:
             if not self._local:
                 return False
             self._slot = (frame, number, time.time_ns())
-            inline = self.inline and self._wants and self._node.turn.acquire(blocking=False)
-            if self._wants and not inline:
-                self._slot_filled.trigger()
-        if inline:
-            try:
-                self._node.guarded(self._on_slot, self._topic)()
-            finally:
-                self._node.turn.release()
+        if self._wants and not (self.inline and self._node.at_once(self._on_slot, self._topic)):
+            with self._slot_lock:
+                if self._local:  # else it was closed meanwhile
+                    self._slot_filled.trigger()
         return True
 
     def _on_slot(self) -> None:

@@ -140,19 +140,19 @@ def test_signals(row, processes, tiny, tmp_path, turn):
         if name not in tiny.parameters:
             own = {key: value for parameters in tiny.parameters.values() for key, value in parameters.items()} if name == 'pipeline' else {}
             processes.start(name, **{**own, **({'state_file': tmp_path / 'composed.state'} if own else {})})
-    composed = tmp_path / 'composed.state'
-    wait_until(lambda: composed.exists() and composed.read_text() == '1\n', 'the brake of the composed pipeline on')
+    states = {'actuator_node': tiny.state, 'pipeline': tmp_path / 'composed.state'}
+    wait_until(states['pipeline'].exists, 'the composed pipeline')
     time.sleep(2.0)
     for index, name in enumerate(sorted(EVERY_NODE, key=lambda name: name != 'actuator_node')):  # that one while it is fed
-        if name in ('actuator_node', 'pipeline'):
-            wait_until(lambda name=name: (tiny.state if name == 'actuator_node' else composed).read_text() == '1\n', 'ON before the signal')
+        if name in states:
+            wait_until(lambda name=name: states[name].read_text() == '1\n', 'ON before the signal')
         start = time.monotonic()
         code = processes.end(name, (signal.SIGINT, signal.SIGTERM)[(index + turn) % 2])
         row.trial(code == 0, time.monotonic() - start)
         assert code == 0, name
         assert 'Traceback' not in processes.output(name)
-        if name in ('actuator_node', 'pipeline'):
-            assert (tiny.state if name == 'actuator_node' else composed).read_text() == '0\n'
+        if name in states:
+            assert states[name].read_text() == '0\n'
 
 
 @pytest.mark.row(15)

@@ -46,8 +46,8 @@ class Processes:
         return self._running.pop(name).wait(timeout_s)
 
     def close(self, but: str = '') -> None:
-        """Kill all of them, ``but`` those whose name begins so."""
-        for name in [name for name in self._running if not but or not name.startswith(but)]:
+        """Kill all of them, ``but`` one."""
+        for name in [name for name in self._running if name != but]:
             process = self._running.pop(name)
             process.kill()
             process.wait()

@@ -126,6 +126,16 @@ def test_what_was_stopped_or_disarmed_by_hand_stays_so_in_another_process(bench,
         assert HeldOff(rig.file).read() == HeldOff.NO
 
 
+def test_a_stop_that_is_published_again_and_again_is_kept_once(bench, tmp_path, monkeypatch):
+    rig, kept = Rig(bench, tmp_path), []
+    monkeypatch.setattr(rig.node, '_keep', kept.append)
+    stop, stops = bench.publisher(Bool, 'emergency_stop', qos_profile_sensor_data), []
+    emergency_stop = rig.node._gate.emergency_stop
+    monkeypatch.setattr(rig.node._gate, 'emergency_stop', lambda: stops.append(1) or emergency_stop())
+    wait_for(lambda: stop.publish(Bool(data=True)) or len(stops) > 5, 'stops')
+    assert kept == [HeldOff.STOPPED]
+
+
 def test_a_stop_is_kept_though_the_backend_fails(bench, tmp_path, monkeypatch):
     rig = Rig(bench, tmp_path)
 
