@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 from edge_resnet.conversions import Header, Stamp, write_image
+from edge_resnet.deployment import transport_environment
 from edge_resnet.nodes.base import RECORD_QOS
 from edge_resnet.nodes.executor import LeanExecutor
 from edge_resnet.nodes.frames import FRAME_QOS
@@ -36,9 +38,13 @@ class Bench:
     """A probe node with publishers and listeners, and the nodes under test, each on a thread of its own."""
 
     def __init__(self) -> None:
+        profile = transport_environment(os.environ)  # as launch gives it to a robot's nodes; Fast DDS reads it once in a process
+        os.environ.update(profile)
         rclpy.init(args=[])
         self._running: list[tuple[Node, LeanExecutor, threading.Thread]] = []
         self.probe = Node('probe')
+        for name in profile:
+            del os.environ[name]
         self.spin(self.probe)
 
     def spin(self, node: Node) -> Node:
