@@ -11,6 +11,7 @@ from statistics import median
 WINDOW = 9  # gaps between frames, of which the median is the camera's period
 STREAM_S = 0.5  # how long a demand that came too late keeps all frames flowing
 SHORT_S = 0.0125  # camera period below which the next frame is not waited for
+LOCKED = 1 / 12  # of the period: an age that is as good as none
 PATIENCE = 1.5  # camera periods after the last frame; a camera that has not given one by then is not waited for
 
 
@@ -21,8 +22,11 @@ class FrameDemand:
     T - w older. Over a long time the mean age of the latest result changes by T - w against w / 2 (renewal reward: while waiting, the
     age is 2 S where its mean is 1.5 S, for S of several T). So a frame is passed over while the next one delays the result by less than
     2/3 T; then the mean age is 1.5 S + T/6, where always taking the newest frame gives 1.5 S + T/2. The waits, 2/9 T in the mean, cost results:
-    each per cent of age one per cent of them. With T below SHORT_S, where at most 4 ms of age are to be had, the newest frame is taken. Times are
-    seconds of ``clock``.
+    each per cent of age one per cent of them. With T below SHORT_S, where at most 4 ms of age are to be had, the newest frame is taken.
+
+    That is for frames that are 0 to T old with equal chance. When results take d longer than a multiple of T, for small d, each frame is d older than
+    the one before until one is passed over, and that is worth most from sqrt(d T) on: passing over at age a costs a wait of T - a
+    once in a / d results, in all a / 2 + d (T - a) / 2 a of mean age, which is least there. Times are seconds of ``clock``.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,7 +34,9 @@ class FrameDemand:
         self._due: float | None = None
         self._streams_until = -math.inf
         self._gaps: deque[float] = deque(maxlen=WINDOW)
-        self._newest = math.nan
+        self._newest = self._used = math.nan
+        self._takes: deque[float] = deque(maxlen=WINDOW)  # from using a frame to when the next one is wanted
+        self._passes_over_s = math.inf  # frames older than that, for the next one
         self.every = False  # use all frames, whether asked for or not
         self.served = False  # only frames that were asked for arrive: the choice was made where they come from
         self.period_s = 0.0  # of the camera; 0 while it is unknown
@@ -39,6 +45,12 @@ class FrameDemand:
         """A frame is wanted in ``in_s``; below 0 the demand comes too late to be met, and all frames are used for a while."""
         now = self._clock()
         self._due = now + max(0.0, in_s)
+        if self.period_s and math.isfinite(self._used):
+            self._takes.append(self._due - self._used)
+            steady = max(self._takes) - min(self._takes) < self.period_s / 3
+            drift = median(self._takes) % self.period_s if steady else math.inf
+            self._passes_over_s = max(self.period_s * LOCKED, math.sqrt(drift * self.period_s))
+        self._used = math.nan
         self._streams_until = now + STREAM_S if in_s < 0 else -math.inf
 
     def seen(self, arrived: float, frames: int = 1) -> None:
@@ -58,7 +70,7 @@ class FrameDemand:
         due = self._due  # once: another thread may use the frame meanwhile
         if due is None:
             return math.inf
-        worth = 2 / 3 * period if period >= SHORT_S and not self.served else 0.0  # of delay, for the next frame
+        worth = period - min(period / 3, self._passes_over_s) if period >= SHORT_S and not self.served else 0.0  # of delay, for the next frame
         opens = due + worth - period - now
         if opens > 0 or arrived is None:
             return max(0.0, opens)
@@ -68,4 +80,4 @@ class FrameDemand:
 
     def used(self) -> None:
         """The frame was used: the demand is met."""
-        self._due = None
+        self._due, self._used = None, self._clock()

@@ -1,7 +1,7 @@
 """Classify images with the project's own preprocessing and classifier in every TFLite runtime there is: python classify.py JOBS RESULTS
 
 Runs on this machine's Python and on the emulated one of a Raspberry Pi. JOBS is a JSON file, a list of [bundle folder, [image, ...]];
-RESULTS is a new folder for results.json, a list of what ``classify`` yields, and the model inputs, as .npy.
+RESULTS is a new folder for results.json, a list of what ``classify`` yields, and the network-sized images.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from edge_resnet.exceptions import ModelError
@@ -33,7 +34,8 @@ def logit_step(interpreter: Any, index: int) -> float:
 
 
 def classify(model: str, images: list[str], runtime: str, folder: Path) -> Iterator[dict[str, Any]]:
-    """For each of ``images``: the best label and its score; the model's whole ``output`` in quantisation steps; ``input``, a file."""
+    """For each of ``images``: the best label and its score; the model's whole ``output`` in quantisation steps; the ``fitted``
+    image's file."""
     bundle = load_bundle(model)
     classifier = Classifier(bundle, runtime, trial=False)  # these models have been tried already, and here an inference takes seconds
     interpreter = classifier._interpreter  # scores may have been through softmax; what differs by how many steps, only the raw output tells
@@ -43,11 +45,11 @@ def classify(model: str, images: list[str], runtime: str, folder: Path) -> Itera
         fitted = resize(read_rgb(Path(image)), bundle.preprocessing)
         best, = top_k(classifier.classify(fitted), bundle.labels, 1)
         output = interpreter.get_tensor(result['index']).reshape(-1).astype(np.float64) / (1 if scale else FLOAT_STEP)
-        source = folder / f'{bundle.name} {runtime} {Path(image).stem}.npy'
-        np.save(source, classifier.network_input(fitted))
+        file = folder / f'{bundle.name} {Path(image).stem}.png'
+        cv2.imwrite(str(file), cv2.cvtColor(fitted, cv2.COLOR_RGB2BGR))
         yield {
             'model': model, 'runtime': runtime, 'image': image, 'label': best.label, 'score': best.score, 'step': scale or FLOAT_STEP,
-            'logit_step': logit_step(interpreter, result['index']), 'output': output.tolist(), 'input': str(source)}
+            'logit_step': logit_step(interpreter, result['index']), 'output': output.tolist(), 'fitted': str(file)}
 
 
 def main(jobs: str, results: str) -> int:

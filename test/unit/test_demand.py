@@ -173,6 +173,15 @@ def test_the_figures_for_a_model_six_times_slower_than_the_camera():
     assert mean(last_ages) == pytest.approx(T / 2, abs=T / 50)
 
 
+@pytest.mark.parametrize('drift', [0.01, 0.02, 0.05, 0.1])
+def test_a_model_in_step_with_the_camera_waits_when_that_is_worth_most(drift):
+    service, old = (6 + drift) * T, max(math.sqrt(drift), 1 / 12) * T
+    age, ages = simulate(service)
+    assert old - drift * T < max(ages[50:]) < old + 1e-6
+    assert age == pytest.approx(1.5 * service + old / 2 + drift * T * (T - old) / (2 * old), abs=0.6 * drift * T), 'but for whole steps'
+    assert age < simulate(service, policy='last')[0] - 0.25 * T
+
+
 def test_a_jittery_camera_costs_little():
     age, _ = simulate(lambda dice: 6 * T * dice.uniform(0.95, 1.05), jitter=0.2 * T)
     assert age / (6 * T) < 1.56
