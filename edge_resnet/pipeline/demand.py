@@ -35,7 +35,7 @@ class FrameDemand:
         self._streams_until = -math.inf
         self._gaps: deque[float] = deque(maxlen=WINDOW)
         self._newest = self._used = math.nan
-        self._takes: deque[float] = deque(maxlen=WINDOW)  # from using a frame to when the next one is wanted
+        self._takes: deque[float] = deque(maxlen=WINDOW)  # from a frame's use, or when it was wanted if it came before, to when the next one is
         self._passes_over_s = math.inf  # frames older than that, for the next one
         self.every = False  # use all frames, whether asked for or not
         self.served = False  # only frames that were asked for arrive: the choice was made where they come from
@@ -80,4 +80,5 @@ class FrameDemand:
 
     def used(self) -> None:
         """The frame was used: the demand is met."""
-        self._due, self._used = None, self._clock()
+        now, due = self._clock(), self._due
+        self._due, self._used = None, now if due is None else max(now, due)
