@@ -117,7 +117,7 @@ def plan(given: Mapping[str, str], inside: str = '') -> Deployment:
     for name in ('use_sim_time', 'autostart'):
         ros_args += ['-p', f'{name}:={values[name]}']
     if values['image_topic'] != 'image_raw':
-        for node in ('camera', 'preprocess', 'overlay'):
+        for node in ('camera', 'preprocess', 'inference', 'overlay'):
             ros_args += ['-r', f'{node}:image_raw:={values["image_topic"]}']
     composed = values['composed'] == 'true'
     processes = {'pipeline': nodes} if composed else {f'{node}_node': [node] for node in nodes}

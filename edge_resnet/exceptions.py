@@ -25,5 +25,9 @@ class SourceError(EdgeResnetError, OSError):
     """A camera, file or stream that can't be opened or read."""
 
 
+class FrameError(SourceError):
+    """One frame that can't be read; its source goes on with the next."""
+
+
 class BackendError(EdgeResnetError, OSError):
     """An actuator backend that can't be opened or written."""

@@ -14,10 +14,9 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from edge_resnet.exceptions import ParameterError, SourceError
+from edge_resnet.exceptions import FrameError, ParameterError, SourceError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
-VIDEO_SUFFIXES = ('.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v', '.mjpg', '.mjpeg')
 LABELS_FILE = 'labels.csv'
 MAX_BUFFER_AGE_S = 10.0
 OPEN_TIMEOUT_MS = READ_TIMEOUT_MS = 5000
@@ -138,8 +137,9 @@ class FolderSource:
         if phase == 0 or self._current is None:
             path = self._files[index % len(self._files)]
             image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-            if image is None:
-                raise SourceError(f'camera {path}: not a readable image')
+            if image is None:  # for as long as it would have been shown
+                self._current = None
+                raise FrameError(f'camera {path}: not a readable image')
             self._current = Frame(_fit(image, self._config), 0.0, self._labels.get(path.name, ''), path.name)
         return self._current
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_resnet.exceptions import SourceError
+from edge_resnet.exceptions import FrameError, SourceError
 from edge_resnet.hardware.cameras import CameraSource, Frame
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 2.0
@@ -109,12 +108,16 @@ class FrameGrabber:
         if not stop.is_set():
             self.failures += 1
             self.error = error
-            logging.getLogger(__name__).debug(error)
 
     def _read_all(self, source: CameraSource, stop: threading.Event) -> None:
         due = time.monotonic()
         while not stop.is_set():
-            frame = source.read()
+            try:
+                frame = source.read()
+            except FrameError as error:
+                self._failed(stop, str(error))
+                self._wait(stop, self._period_s)
+                continue
             stamp_ns = self._clock_ns()
             if stop.is_set():
                 break  # this thread was given up while it hung

@@ -73,11 +73,15 @@ class GuardedActuator:
     def _start(self) -> None:
         """Start a guard and wait until it listens: before that it would notice no death in time."""
         self._started_at = time.monotonic()
-        self._socket, inherited = socket.socketpair()
-        self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-        with inherited:
-            self._guard = subprocess.Popen(self._command, stdin=inherited.fileno(), start_new_session=True)  # out of reach of Ctrl-C
+        try:
+            self._socket, inherited = socket.socketpair()
+            self._socket.setblocking(False)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+            with inherited:
+                self._guard = subprocess.Popen(self._command, stdin=inherited.fileno(), start_new_session=True)  # out of reach of Ctrl-C
+        except OSError as error:
+            self._dismiss()
+            raise BackendError(f'the guard process does not start ({error.strerror})') from error
         if not select.select([self._socket], [], [], START_S)[0] or self._socket.recv(1) != READY:
             self._guard.kill()
             self._dismiss()

@@ -26,7 +26,7 @@ from edge_resnet.nodes.parameters import NodeParameters
 
 P = TypeVar('P')
 
-OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 DIAGNOSTICS_PERIOD_S = 1.0
 LOG_PERIOD_S = 5.0  # at most one line per node and kind of fault in this time
 
@@ -236,11 +236,11 @@ class ManagedNode(LifecycleNode, Generic[P]):
             self._stage_times.publish(write_stage(source, header, time_ns))
 
     def rate(self, name: str) -> float:
-        """How fast ``counts[name]`` grew since this was last asked, in 1/s."""
+        """How fast ``counts[name]`` grew since this was last asked, in 1/s; 0 when it started anew."""
         now, count = time.monotonic(), self.counts[name]
         before, then = self._rates.get(name, (0, now - DIAGNOSTICS_PERIOD_S))
         self._rates[name] = (count, now)
-        return (count - before) / max(1e-3, now - then)
+        return max(0, count - before) / max(1e-3, now - then)
 
     def publish_diagnostics(self) -> None:
         health = Health()

@@ -186,7 +186,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         assert grabber is not None
         if grabber.error:
             health.report(ERROR, grabber.error)
-            self.fault_once(grabber.error)
+            self.fault(grabber.error, grabber.error)
         elif grabber.finished:
             health.report(OK, 'the source came to its end')
         elif self.counts['frozen'] >= FROZEN_S * 1000:
@@ -196,10 +196,6 @@ class CameraNode(ManagedNode[CameraParameters]):
             'Frame rate (Hz)': self.rate('captured'), 'Requested rate (Hz)': self.parameters.framerate, 'Captured': grabber.captured,
             'Published': self.counts['published'], OVERWRITTEN: self.counts[OVERWRITTEN], NOT_ASKED: self.counts[NOT_ASKED],
             'Source failures': grabber.failures, 'Source hangs': grabber.hangs})
-
-    def fault_once(self, error: str) -> None:
-        if error:
-            self.fault(error, error)
 
 
 def flipped(image: Any, flip: str) -> Any:

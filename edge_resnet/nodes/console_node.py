@@ -101,6 +101,8 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
             self._temperature = f'{"simulated: " * temperature.header.frame_id.endswith("_simulated")}{temperature.temperature:.1f} C'
         for array, _ in self._healths.take():
             for status in array.status:
+                if status.name.rpartition('/')[0] != self.get_namespace().strip('/'):
+                    continue
                 values = {entry.key: entry.value for entry in status.values}
                 for key in DROPS:
                     if key in values:

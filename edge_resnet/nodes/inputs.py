@@ -84,10 +84,12 @@ class FrameInput:
         callback: Callable[..., None] = self._on_message
         if not hasattr(Subscription, 'CallbackType'):  # Humble
             callback = lambda message: self._on_message(message, None)  # noqa: E731
-        return self._node.create_subscription(
+        subscription = self._node.create_subscription(
             self._kind, self._topic, callback, qos, raw=self._raw, qos_overriding_options=overridable() if first else None,
             callback_group=self._gate,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible, use_default_callbacks=False))
+        self.qos = subscription.qos_profile  # with what was overridden, which can be told only once
+        return subscription
 
     def _on_incompatible(self, event: Any) -> None:
         ends = [f'{info.node_namespace.rstrip("/")}/{info.node_name} ({info.qos_profile.reliability.name.lower()}, '

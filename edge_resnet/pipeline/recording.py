@@ -70,16 +70,19 @@ class Recorder:
         self._folder, self._max_bytes, self._clock = folder, max_bytes, clock
         self._name = f'{PREFIX}{datetime.now(timezone.utc):%Y%m%d_%H%M%S}'
         self._unflushed, self._retry_at = 0, -RETRY_S
+        self._closed = False
         self._stream: Any = None
         self._about: dict[str, Any] = {}
         self.path, self.error, self.lost = folder, '', 0
 
     def describe(self, time_ns: int, about: Mapping[str, Any]) -> None:
         """Write what ran, here and at the beginning of every file to come."""
+        self.write('run', time_ns, about)
         self._about = dict(about)
-        self.write('run', time_ns, self._about)
 
     def write(self, topic: str, time_ns: int, content: Mapping[str, Any]) -> None:
+        if self._closed:  # another thread was still at it
+            return
         try:
             if self._stream is None:
                 if self._clock() < self._retry_at:
@@ -104,6 +107,7 @@ class Recorder:
                 self._fail(error)
 
     def close(self) -> None:
+        self._closed = True
         if self._stream is not None:
             try:
                 self._finish()

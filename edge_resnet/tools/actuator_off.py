@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         backend, pin = str(given.get('backend', 'simulated')), int(given.get('gpio_pin', 17))
         state_file = Path(given.get('state_file') or default_state_file(name))
         drive_off(backend, gpio_pin=pin, state_file=state_file, active_high=bool(given.get('gpio_active_high', True)), patience_s=PATIENCE_S)
-    except (EdgeResnetError, ValueError) as error:
+    except (EdgeResnetError, ValueError, TypeError) as error:
         print(f'actuator_off: the actuator may be on: {error}', file=sys.stderr)
         return 1
     print(f'actuator off: {f"pin {pin}" if backend == "gpio" else state_file}')

@@ -169,8 +169,11 @@ def params(path: Path, model: dict[str, Any]) -> str:
     try:
         found = (yaml.safe_load(path.read_text(encoding='utf-8')) if path.exists() else {}) or {}
         sections = {node: next((key for key in found if key.split('/')[-1] == node), f'/**/{node}') for node in ('preprocess', 'inference')}
-        values = {node: found.setdefault(key, {}).setdefault('ros__parameters', {}) for node, key in sections.items()}
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+        values = {}
+        for node, key in sections.items():
+            section = found[key] = found.get(key) or {}
+            values[node] = section['ros__parameters'] = dict(section.get('ros__parameters') or {})
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise ParameterError(f'{path}: not a parameters file ({" ".join(str(error).split())})') from error
     for section in values.values():
         for name in ('resize', 'color_order', 'mean', 'std', 'output', 'labels_file'):

@@ -1,9 +1,11 @@
 """The line of make run."""
 
 from bench import wait_for
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from vision_msgs.msg import Classification, ObjectHypothesis
 
-from edge_resnet.nodes.console_node import ConsoleNode
+from edge_resnet.nodes.base import RECORD_QOS
+from edge_resnet.nodes.console_node import DROPS, ConsoleNode
 
 
 def test_results_whose_frames_never_reached_the_actuator_are_told_as_that(bench, capsys):
@@ -22,3 +24,17 @@ def test_results_whose_frames_never_reached_the_actuator_are_told_as_that(bench,
     feed.publish(Classification())
     wait_for(lambda: told('nothing 0.00 | no frame'), 'the line without a result')
     assert printed.startswith('first classification: red 0.75')
+
+
+def test_the_drops_are_of_its_own_pipeline(bench):
+    node = bench.start(ConsoleNode, period_s=60.0)
+    health = bench.publisher(DiagnosticArray, '/diagnostics', RECORD_QOS)
+    key = next(iter(DROPS))
+    for name, count in (('robot2/preprocess', 7), ('preprocess', 3)):
+        health.publish(DiagnosticArray(status=[DiagnosticStatus(name=name, values=[KeyValue(key=key, value=str(count))])]))
+
+    def dropped():
+        node._poll()
+        return node._dropped
+
+    assert wait_for(dropped, 'a count') == {f'preprocess {key}': 3}

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from bench import image_bytes, image_message, wait_for
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, TimeReference
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo
@@ -18,7 +18,9 @@ from edge_resnet.nodes.base import LATCHED_QOS
 from edge_resnet.nodes.camera_node import CameraNode
 from edge_resnet.nodes.frames import FRAME_QOS
 from edge_resnet.nodes.inference_node import InferenceNode
+from edge_resnet.nodes.inputs import FrameInput
 from edge_resnet.nodes.preprocess_node import PreprocessNode
+from edge_resnet.nodes.thermal_monitor_node import ThermalMonitorNode
 
 
 class FakeClassifier:
@@ -275,3 +277,22 @@ def test_a_callback_that_raises_is_counted_and_the_node_lives(bench, paper_bundl
     node._classifier.classify = broken
     publisher.publish(image_bytes(99, np.full((32, 32, 3), 250, np.uint8)))
     wait_for(lambda: results, 'a result')
+
+
+def test_an_overridden_qos_stays_when_the_subscription_is_made_anew(bench):
+    node = bench.make(ThermalMonitorNode, **{'qos_overrides./picture.subscription.reliability': 'best_effort'})
+    taken = FrameInput(node, Image, '/picture', lambda data: None)
+    assert taken.qos.reliability == ReliabilityPolicy.BEST_EFFORT
+    taken._renew(taken.qos)  # as after a message that was too large
+    assert taken._subscription.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+    taken.close()
+    node.destroy_node()
+
+
+def test_a_count_that_starts_anew_is_no_negative_rate(bench):
+    node = bench.make(ThermalMonitorNode)
+    node.counts['frames'] = 100
+    assert node.rate('frames') > 0
+    node.counts['frames'] = 0  # deactivated and activated
+    assert node.rate('frames') == 0
+    node.destroy_node()

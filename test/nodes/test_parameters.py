@@ -44,6 +44,8 @@ def test_every_parameter_is_described_and_numbers_have_a_range(name, bench):
     ('camera', {'flip': 'sideways'}, "flip is 'sideways', expected one of none, horizontal, vertical, both"),
     ('preprocess', {'resize': 'squash'}, "resize is 'squash', expected one of , stretch, center_crop, letterbox"),
     ('preprocess', {'mean': 'grey'}, "mean is 'grey', expected a list of numbers"),
+    ('preprocess', {'mean': 127.5}, 'mean is 127.5, expected a list of numbers'),
+    ('preprocess', {'mean': 0}, 'mean is 0, expected a list of numbers'),
     ('preprocess', {'mean': ['127']}, "mean is ['127'], expected a list of numbers"),
     ('preprocess', {'mean': [True]}, 'mean is [True], expected a list of numbers'),
     ('inference', {'num_threads': 0}, 'num_threads is 0, expected 1 to 64'),

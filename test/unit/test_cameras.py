@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_resnet.exceptions import ParameterError, SourceError
+from edge_resnet.exceptions import FrameError, ParameterError, SourceError
 from edge_resnet.hardware import cameras
 from edge_resnet.hardware.cameras import CameraConfig, FolderSource, SyntheticSource, VideoSource, check_camera_config, open_camera, read_labels
 
@@ -71,8 +71,11 @@ def test_one_image(folder):
 
 def test_a_broken_image_is_named(folder):
     (folder / 'a.png').write_bytes(b'\x89PNG\r\n\x1a\n broken')
-    with pytest.raises(SourceError, match=r'a.png: not a readable image'):
-        open_camera(CameraConfig(str(folder), **SIZE)).read()
+    source = open_camera(CameraConfig(str(folder), **SIZE, image_hold_s=0.1))
+    for _ in range(3):  # for as long as it would be shown
+        with pytest.raises(FrameError, match=r'a.png: not a readable image'):
+            source.read()
+    assert [frame.name for frame in (source.read() for _ in range(6))] == ['b.png'] * 3 + ['c.PNG'] * 3
 
 
 def test_a_folder_without_images(tmp_path):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edge_resnet.exceptions import SourceError
+from edge_resnet.exceptions import FrameError, SourceError
 from edge_resnet.hardware import grabber as module
 from edge_resnet.hardware.cameras import Frame
 from edge_resnet.hardware.grabber import FakeCamera, FrameGrabber
@@ -147,6 +147,13 @@ def test_any_error_closes_and_reopens(error):
     assert broken.closed.is_set()
     assert grabber.captured == 1
     assert grabber.failures == 1
+
+
+def test_one_frame_that_can_not_be_read_is_told_and_the_source_goes_on():
+    source = Script(frame(1), FrameError('camera b.png: not a readable image'), None)
+    grabber = grab(source)
+    assert (grabber.captured, grabber.failures, grabber.error) == (1, 1, 'camera b.png: not a readable image')
+    assert grabber.finished
 
 
 def test_the_reason_is_kept_while_there_are_no_frames():

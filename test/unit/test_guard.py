@@ -182,6 +182,20 @@ def test_without_a_guard_nothing_starts(file, monkeypatch, tmp_path, command):
     assert file.read_text() == '0\n'
 
 
+def test_a_guard_that_can_not_be_started_is_a_backends_error(actuator, file, monkeypatch):
+    """Also when a new one is needed while it is on: the caller is told, and it is off."""
+    actuator.write(True)
+    os.kill(actuator._guard.pid, signal.SIGKILL)
+    actuator._guard.wait()
+    actuator._dismiss()
+    actuator._started_at = 0.0
+    monkeypatch.setattr(subprocess, 'Popen', lambda *_, **__: (_ for _ in ()).throw(BlockingIOError(11, 'Resource temporarily unavailable')))
+    with pytest.raises(BackendError, match=r'the guard process does not start \(Resource temporarily unavailable\)'):
+        actuator.write(True)
+    assert file.read_text() == '0\n'
+    assert actuator._socket is None
+
+
 def test_a_guard_that_is_stopped_is_noticed(actuator, file, monkeypatch):
     monkeypatch.setattr(guard, 'BEAT_S', 0.0)
     actuator.write(True)
@@ -327,7 +341,7 @@ def test_actuator_off_of_a_namespaced_default(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['--params-file', '/no/such.yaml'], 'params_file /no/such.yaml: '), (['-p', 'backend:=relay'], "backend is 'relay'"),
-    (['-p', 'gpio_pin:=99', '-p', 'backend:=gpio'], 'gpio_pin is 99'), (['-p', 'gpio_pin:=many'], 'many')])
+    (['-p', 'gpio_pin:=99', '-p', 'backend:=gpio'], 'gpio_pin is 99'), (['-p', 'gpio_pin:=many'], 'many'), (['-p', 'gpio_pin:=[17]'], 'list')])
 def test_actuator_off_says_when_it_can_not(arguments, message, capsys):
     assert actuator_off.main(['--ros-args', *arguments]) == 1
     assert message in capsys.readouterr().err

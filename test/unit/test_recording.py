@@ -45,6 +45,20 @@ def test_what_was_written_is_read(tmp_path):
     assert (recorder.lost, recorder.error) == (0, '')
 
 
+def test_what_ran_is_written_once_and_nothing_after_the_end(tmp_path):
+    from mcap.reader import make_reader
+
+    recorder = Recorder(tmp_path, 10 ** 7)
+    recorder.describe(T0, {'host': 'pi'})
+    record(recorder)
+    recorder.close()
+    record(recorder)  # another thread that was still at it
+    assert [path.name for path in tmp_path.iterdir()] == [recorder.path.name]
+    with recorder.path.open('rb') as stream:
+        counts = make_reader(stream).get_summary().statistics.channel_message_counts
+    assert sorted(counts.values()) == [1, 10]
+
+
 def test_other_readers_find_channels_schemas_and_an_index(tmp_path):
     from mcap.reader import make_reader
 

@@ -216,6 +216,17 @@ def test_force_keeps_other_parameters(capsys, walked):
     assert (inference['num_threads'], inference['max_results'], 'resize' in inference) == (2, 5, False)  # the card's resize was evaluated
 
 
+@pytest.mark.parametrize(('text', 'refused'), [
+    ('/**/inference:\n', False), ('/**/inference:\n  ros__parameters:\n', False), ('/**/inference: {ros__parameters: [model]}\n', True),
+    ('/**/inference: [model]\n', True), ('- model\n', True)])
+def test_sections_with_nothing_in_them_are_filled_and_others_refused(capsys, walked, text, refused):
+    Path('params.yaml').write_text(text)
+    code, _, err = run(capsys, '--evaluations', 'eval_tiny', '--min-top1', 0.9, '--params', 'params.yaml', '--force')
+    assert (code, 'params.yaml: not a parameters file' in err) == (int(refused), refused), err
+    assert ('model' in yaml.safe_load(Path('params.yaml').read_text())['/**/inference']['ros__parameters']) if not refused else (
+        Path('params.yaml').read_text() == text)
+
+
 def test_a_model_that_changed_since_is_refused(capsys, walked):
     Path('eval_tiny/evaluation.json').write_text(Path('eval_tiny/evaluation.json').read_text().replace('"model": "tiny"', '"model": "exact"'))
     code, _, err = run(capsys, '--evaluations', 'eval_tiny', '--min-top1', 0.9, '--params', 'params.yaml')

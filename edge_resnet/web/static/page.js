@@ -211,7 +211,7 @@ function draw() {
     line('celsius', 'heat', 'y3', '°C'), line('mhz', 'clock', 'y4', 'MHz')];
   const dropped = Math.max(1, ...points.map(point => Object.values(point.drops).reduce((sum, value) => sum + value, 0)));
   const celsius = points.map(point => point.celsius).filter(known);
-  const span = Math.max(SHORTEST_S, -x[0]), step = [10, 30, 60].find(seconds => span / seconds <= 6.5), ticks = [];
+  const span = Math.max(SHORTEST_S, -x[0]), step = [10, 30, 60].find(seconds => span / seconds <= 6.5) ?? 120, ticks = [];
   for (let back = 0; back <= span; back += step) ticks.push(-back);
   const moments = throttled().map(([from, to, flags]) => [Math.max(-span, from - end), to - end, flags]);
   const beside = (from, to) => from < -span / 2 ? {x: from, xanchor: 'left'} : {x: to, xanchor: 'right'};  // so that it stays in the chart
