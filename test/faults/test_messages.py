@@ -313,15 +313,14 @@ def test_quality_of_service_that_does_not_fit(row, bench, tmp_path, kind, topic,
 
 
 STOPPER = """
-import time, rclpy
+import sys, time, rclpy
 from rclpy.qos import qos_profile_sensor_data
 from std_msgs.msg import Bool
 
 rclpy.init()
-publisher = rclpy.create_node('stopper').create_publisher(Bool, 'emergency_stop', qos_profile_sensor_data)
+publisher = rclpy.create_node(sys.argv[1]).create_publisher(Bool, 'emergency_stop', qos_profile_sensor_data)
 while not publisher.get_subscription_count():
     time.sleep(0.01)
-time.sleep(0.3)  # the other side has to match too
 print('ready', flush=True)
 input()
 while True:  # best effort: as whoever means it
@@ -333,9 +332,11 @@ while True:  # best effort: as whoever means it
 @pytest.mark.row(27)
 def test_emergency_stop_by_a_node_that_dies(row, bench, tmp_path):
     rig = Rig(bench, tmp_path)
-    for _ in range(row.times(20, 2)):
-        stopper = subprocess.Popen([sys.executable, '-c', STOPPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for attempt in range(row.times(20, 2)):
+        name = f'stopper{attempt}'
+        stopper = subprocess.Popen([sys.executable, '-c', STOPPER, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert stopper.stdout.readline() == 'ready\n'
+        wait_for(lambda name=name: name in {info.node_name for info in rig.node.get_publishers_info_by_topic('/emergency_stop')}, name)
         rig.see(times=3)
         assert rig.on
         start = time.monotonic()
