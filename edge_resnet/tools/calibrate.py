@@ -39,6 +39,7 @@ from edge_resnet.pipeline import calibration, tflite_file
 from edge_resnet.pipeline.bundle import OUTPUTS, Bundle, preprocessing_from, read_labels
 from edge_resnet.pipeline.classifier import Classifier
 from edge_resnet.pipeline.preprocessing import COLOR_ORDERS, RESIZE_MODES, Preprocessing, normalize, resize
+from edge_resnet.tools import report
 from edge_resnet.tools.bias_correction import FRAMES, correct
 from edge_resnet.tools.dataset import images, labelled, progress, read_rgb
 
@@ -237,9 +238,7 @@ def accuracy(model: Classifier, photos: list[tuple[Path, int]]) -> float:
 
 def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     """Write the bundle ``args.out``, whole or not at all, and return its card; EdgeResnetError refuses."""
-    for name, (low, high) in BOUNDS.items():
-        if not low <= getattr(args, name) <= high:
-            raise ParameterError(f'{name} is {getattr(args, name)}, expected {low} to {high}')
+    report.check(args, BOUNDS)
     if os.path.lexists(args.out):
         raise ParameterError(f'out is {args.out}, which is there already; expected the name of a new bundle')
     if not re.fullmatch(r'[\w-]+', args.out.name):
@@ -308,17 +307,14 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    try:
+
+    def work() -> int:
         card = calibrate(args)
-    except (EdgeResnetError, OSError) as error:
-        print(f'calibrate: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('calibrate: interrupted, nothing was written', file=sys.stderr)
-        return 130
-    lines = [f'written to {args.out}', f'size_bytes: {card["size_bytes"]}', *(f'{name}: {value}' for name, value in card['measured'].items())]
-    print(json.dumps(card, indent=2) if args.json else '\n'.join(lines))
-    return 0
+        lines = [f'written to {args.out}', f'size_bytes: {card["size_bytes"]}', *(f'{name}: {value}' for name, value in card['measured'].items())]
+        print(json.dumps(card, indent=2) if args.json else '\n'.join(lines))
+        return 0
+
+    return report.run('calibrate', work)
 
 
 if __name__ == '__main__':

@@ -32,14 +32,14 @@ import cv2
 import numpy as np
 
 from edge_resnet.conversions import compressed_array, image_array
-from edge_resnet.exceptions import EdgeResnetError, ImageError, ParameterError, SourceError
+from edge_resnet.exceptions import ImageError, ParameterError, SourceError
 from edge_resnet.hardware.cameras import IMAGE_SUFFIXES, CameraConfig, open_camera
 from edge_resnet.pipeline import calibration
-from edge_resnet.pipeline.bundle import load_bundle
 from edge_resnet.pipeline.drift import COLORS
 from edge_resnet.pipeline.preprocessing import Preprocessing, resize
 from edge_resnet.pipeline.selection import Schedule, Selection
-from edge_resnet.tools.calibrate import float_bundle, read_json
+from edge_resnet.tools import report
+from edge_resnet.tools.calibrate import read_json
 from edge_resnet.tools.dataset import images, read_rgb
 
 BOUNDS = {'count': (1, 100_000), 'seconds': (0.1, 1e6), 'interval_s': (0, 3600), 'seed': (0, 2 ** 32)}
@@ -82,14 +82,6 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     argv = sys.argv[1:] if argv is None else argv
     end = argv.index('--ros-args') if '--ros-args' in argv else len(argv)
     return parser.parse_args(argv[:end], argparse.Namespace(ros_args=argv[end:]))
-
-
-def preprocessing(model: str) -> Preprocessing:
-    """What the bundle or the folder with float.tflite says."""
-    if (Path(model) / 'float.tflite').is_file():
-        given = dict.fromkeys(('labels', 'resize', 'color_order', 'mean', 'std', 'output', 'label_offset'))
-        return float_bundle(argparse.Namespace(model=Path(model), out=Path(model), **given))[0].preprocessing
-    return load_bundle(model).preprocessing
 
 
 def folder_source(path: Path) -> Source:
@@ -345,11 +337,8 @@ def passed_over(recording: Recording) -> str:
 
 def capture(args: argparse.Namespace) -> Recording:
     """Record, or continue, ``args.out``; EdgeResnetError refuses."""
-    for name, (low, high) in BOUNDS.items():
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            raise ParameterError(f'{name} is {value}, expected {low:g} to {high:g}')
-    spec = preprocessing(args.model)
+    report.check(args, BOUNDS)
+    spec = report.open_model(args.model).preprocessing
     with contextlib.ExitStack() as closing:
         source = open_source(args, closing)
         fitted = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(spec).items()}
@@ -365,19 +354,16 @@ def capture(args: argparse.Namespace) -> Recording:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    try:
+
+    def work() -> int:
         recording = capture(args)
-    except (EdgeResnetError, OSError) as error:
-        print(f'capture_calibration: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f'\ncapture_calibration: interrupted; what {args.out} has is whole, the same command goes on', file=sys.stderr)
-        return 130
-    print(json.dumps(recording.manifest(), indent=1) if args.json else f'{len(recording)} frames in {args.out}, {passed_over(recording)}')
-    if len(recording) < args.count:
-        print(f'capture_calibration: the source ended with {len(recording)} of {args.count} frames, {passed_over(recording)}', file=sys.stderr)
-        return 1
-    return 0
+        print(json.dumps(recording.manifest(), indent=1) if args.json else f'{len(recording)} frames in {args.out}, {passed_over(recording)}')
+        if len(recording) < args.count:
+            print(f'capture_calibration: the source ended with {len(recording)} of {args.count} frames, {passed_over(recording)}', file=sys.stderr)
+            return 1
+        return 0
+
+    return report.run('capture_calibration', work, f'what {args.out} has is whole, the same command goes on')
 
 
 if __name__ == '__main__':

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_resnet.exceptions import EdgeResnetError, ModelError, ParameterError
+from edge_resnet.exceptions import ModelError, ParameterError
 from edge_resnet.pipeline.bundle import OUTPUTS, preprocessing_from, read_labels
 from edge_resnet.pipeline.interpreter import find_runtime, open_interpreter
 from edge_resnet.pipeline.preprocessing import COLOR_ORDERS, RESIZE_MODES, Preprocessing, normalize
-from edge_resnet.tools import architectures
+from edge_resnet.tools import architectures, report
 
 if TYPE_CHECKING:
     import keras
@@ -137,49 +137,39 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     if importlib.util.find_spec('tensorflow') is None:
         raise ModelError("TensorFlow is not installed: pip install '.[export]'")
     find_runtime()
-    report: dict[str, Any] = {'model': Path(args.model).name}
+    said: dict[str, Any] = {'model': Path(args.model).name}
     if args.weights == 'none':
-        report.update(weights='random', note=RANDOM)
+        said.update(weights='random', note=RANDOM)
     elif args.weights == 'imagenet':
         labels = labels or architectures.imagenet_labels(args.cache)
-        report.update(weights='imagenet', labels_source=args.labels.name if args.labels else architectures.LABELS[0])
+        said.update(weights='imagenet', labels_source=args.labels.name if args.labels else architectures.LABELS[0])
         if args.model == 'efficientnet_lite0':
-            report.update(weights_source=architectures.WEIGHTS[0], weights_sha256=architectures.WEIGHTS[2], weights_licence='Apache-2.0')
+            said.update(weights_source=architectures.WEIGHTS[0], weights_sha256=architectures.WEIGHTS[2], weights_licence='Apache-2.0')
     else:
         source = Path(args.weights or args.model)
-        report.update(weights='file', weights_source=source.name, weights_sha256=hashlib.sha256(source.read_bytes()).hexdigest())
+        said.update(weights='file', weights_source=source.name, weights_sha256=hashlib.sha256(source.read_bytes()).hexdigest())
     model, spec, tflite = convert(args, spec)
     if labels and not len(labels) == len(set(labels)) == model.output_shape[-1]:
         raise ParameterError(f'{args.labels} has {len(set(labels))} labels in {len(labels)} lines, expected {model.output_shape[-1]} of each')
-    report.update(
+    said.update(
         sha256=hashlib.sha256(tflite).hexdigest(), size_bytes=len(tflite), preprocessing=asdict(spec), output=args.output_kind, label_offset=0,
         classes=model.output_shape[-1], difference_from_keras=compare(model, tflite, spec, args.output_kind),
         versions={name: sys.modules[name].__version__ for name in ('tensorflow', 'keras')})
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{args.out.name}.', dir=args.out.parent) as temp:
-        folder = Path(temp) / 'out'  # has ordinary permissions, unlike the temporary folder itself
-        folder.mkdir()
-        (folder / 'float.tflite').write_bytes(tflite)
-        (folder / 'export.json').write_text(json.dumps(report, indent=2) + '\n')
-        if labels:
-            (folder / 'labels.txt').write_text('\n'.join(labels) + '\n', encoding='utf-8')
-        folder.rename(args.out)
-    return report
+    report.write(args.out, {'float.tflite': tflite, 'export.json': json.dumps(said, indent=2) + '\n',
+                            **({'labels.txt': '\n'.join(labels) + '\n'} if labels else {})})
+    return said
 
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    try:
+
+    def work() -> int:
         with contextlib.redirect_stdout(sys.stderr):  # Keras prints its downloads there
-            report = export(args)
-    except (EdgeResnetError, OSError) as error:
-        print(f'export_model: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('export_model: interrupted, nothing was written', file=sys.stderr)
-        return 130
-    print(json.dumps(report, indent=2) if args.json else '\n'.join([f'written to {args.out}', *(f'{key}: {value}' for key, value in report.items())]))
-    return 0
+            said = export(args)
+        print(json.dumps(said, indent=2) if args.json else '\n'.join([f'written to {args.out}', *(f'{key}: {value}' for key, value in said.items())]))
+        return 0
+
+    return report.run('export_model', work)
 
 
 if __name__ == '__main__':

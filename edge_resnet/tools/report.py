@@ -1,4 +1,4 @@
-"""What evaluate, benchmark and select_model share: models to open, hosts to describe, and reports of JSON, Markdown and PNG, all or nothing."""
+"""What the tools share: models to open, hosts to describe, bounds and errors, and folders and reports that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ NO_PLOTS = 'Plots were left out: matplotlib is not installed.\n'
 GOVERNOR = Path('/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor')
 
 
-def run(tool: str, work: Callable[[], int]) -> int:
-    """The exit code of ``work``; what is wrong is one line on stderr."""
+def run(tool: str, work: Callable[[], int], interrupted: str = 'nothing was written') -> int:
+    """The exit code of ``work``; what is wrong is one line on stderr, and so is what Ctrl-C left behind."""
     try:
         return work()
     except (EdgeResnetError, OSError) as error:
         print(f'{tool}: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f'{tool}: interrupted, nothing was written', file=sys.stderr)
+        print('\n' * sys.stderr.isatty() + f'{tool}: interrupted, {interrupted}', file=sys.stderr)
         return 130
 
 

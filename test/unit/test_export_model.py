@@ -150,13 +150,13 @@ def test_labels_must_be_as_many_and_different(fake_tensorflow, capsys, tmp_path,
 
 @pytest.mark.parametrize(('failure', 'code'), [(KeyboardInterrupt, 130), (OSError(28, 'No space left on device'), 1)])
 def test_an_interrupted_or_failed_write_leaves_nothing(fake_tensorflow, capsys, tmp_path, monkeypatch, failure, code):
-    write = Path.write_text
+    write = Path.write_bytes
 
     def fail(path, *args, **kwargs):
-        write(path, 'half')
+        write(path, b'half')
         raise failure
 
-    monkeypatch.setattr(Path, 'write_text', fail)
+    monkeypatch.setattr(Path, 'write_bytes', fail)
     assert run(capsys, 'resnet50', '--weights', 'none', '--out', tmp_path / 'out')[0] == code
     assert list(tmp_path.iterdir()) == []
 
