@@ -20,6 +20,7 @@ from edge_resnet.pipeline.postprocessing import Score
 
 MAX_IMAGE_BYTES = 50_000_000
 MAX_SIDE = 16_384
+os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')  # what can't be read is told once, not by every try
 os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(MAX_IMAGE_BYTES // 3))  # a compressed image may not unpack to more
 
 # sensor_msgs/image_encodings: (bytes per pixel, channels, bytes per channel); nv12 and nv21 have 1.5 rows of bytes a row of pixels.

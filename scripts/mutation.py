@@ -27,7 +27,7 @@ def run(module: str, tests: tuple[str, ...], functions: str) -> list[str]:
     """The surviving mutants of ``module`` in ``functions``, as mutmut names them, with their differences."""
     folder = ROOT / 'build' / 'mutation' / Path(module).stem
     shutil.rmtree(folder, ignore_errors=True)
-    for name in ('edge_resnet', 'pyproject.toml', 'package.xml', 'test/conftest.py', *tests):
+    for name in ('edge_resnet', 'pyproject.toml', 'package.xml', 'test/conftest.py', 'test/clock.py', *tests):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(ROOT / name, folder / name) if (ROOT / name).is_dir() else shutil.copy(ROOT / name, folder / name)
     (folder / 'setup.cfg').write_text(f'[mutmut]\npaths_to_mutate={module}\nalso_copy=\n    test\n    package.xml\n')
@@ -39,8 +39,8 @@ def run(module: str, tests: tuple[str, ...], functions: str) -> list[str]:
         subprocess.run([*mutmut, 'run', '--max-children', '2'], cwd=folder, env=environment, stdout=log, stderr=log, check=False)
     results = subprocess.run([*mutmut, 'results', '--all', 'true'], cwd=folder, capture_output=True, text=True, check=True).stdout
     states = [(name, state) for name, state in re.findall(r'^\s+(\S+): (.+)$', results, re.M) if re.search(functions, name)]
-    if not states:
-        raise SystemExit(f'{module}: no mutants, see {folder}/mutmut.log')
+    if all(state == 'not checked' for _, state in states):
+        raise SystemExit(f'{module}: no mutants were tried, see {folder}/mutmut.log')
     survivors = [name for name, state in states if state not in ('killed', 'timeout')]
     print(f'{module}: {len(states)} mutants, {len(states) - len(survivors)} noticed, {len(survivors)} survived', flush=True)
     for name in survivors:

@@ -42,10 +42,9 @@ def of_the_graph() -> dict[str, Permissions]:
         nodes['dashboard']._watch(True)  # as while a page is open
         observer, found, since = Node('policy_observer'), {}, time.monotonic()
         observer.create_subscription(Image, 'overlay', lambda _: None, 1)
-        time.sleep(0.5)
-        nodes['overlay']._watch()  # and as while somebody looks at that
         while time.monotonic() - since < SETTLED_S:
             time.sleep(0.1)
+            nodes['overlay']._watch()  # and as while somebody looks at that
             now = {name: permissions(observer, name) for name in NODES}
             found, since = now, (since if now == found else time.monotonic())
         observer.destroy_node()

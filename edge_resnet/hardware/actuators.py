@@ -34,7 +34,8 @@ class SimulatedActuator:
                 os.close(self._file)
                 raise BackendError(f'simulated actuator: {state_file} is not a regular file')
         except OSError as error:
-            raise error if isinstance(error, BackendError) else BackendError(f'simulated actuator: {state_file}: {error.strerror}') from error
+            raise error if isinstance(error, BackendError) else BackendError(
+                f'simulated actuator: {state_file}: {"a link, which is refused" if state_file.is_symlink() else error.strerror}') from error
         self.write(False)
 
     def write(self, on: bool) -> None:

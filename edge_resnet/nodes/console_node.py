@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import OrderedDict
@@ -20,8 +21,9 @@ from edge_resnet.nodes.frames import FRAME_QOS
 from edge_resnet.nodes.inputs import Polled, StageTimes
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
-from edge_resnet.pipeline.latency import DROPS, SLICES, StageJoiner, percentile
+from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED, DROPS, SLICES, StageJoiner, percentile
 
+SILENT_S = 5.0  # after the last command, from which on nobody knows whether what was on still is
 KEPT = 64
 
 
@@ -56,7 +58,7 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
         self._truth: OrderedDict[int, str] = OrderedDict()
         self._last_truth = ''
         self._best = ('', 0.0)
-        self._actuator_on = False
+        self._actuator_on, self._commanded_s = False, -math.inf
         self._temperature = 'temperature unknown'
         self._dropped: dict[str, int] = {}
         self._line_at = time.monotonic()
@@ -92,11 +94,13 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
             self.run.frames_right += self._best[0] == truth
 
     def _on_actuator(self, message: Bool) -> None:
-        self._actuator_on = message.data
+        self._actuator_on, self._commanded_s = message.data, time.monotonic()
 
     def _poll(self) -> None:
         for source, frame_ns, time_ns, _ in self._stages.records():
             self._joiner.add(source, frame_ns, time_ns)
+            if source == ACTUATOR_COMMANDED:
+                self._commanded_s = time.monotonic()
         for temperature, _ in self._temperatures.take():
             self._temperature = f'{"simulated: " * temperature.header.frame_id.endswith("_simulated")}{temperature.temperature:.1f} C'
         for array, _ in self._healths.take():
@@ -120,7 +124,7 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
         line = ' | '.join((
             f'{self._best[0]:<7} {self._best[1]:.2f}', f'ready {slices[0]} + inference {slices[1]} + actuator {slices[2]} = {slices[3]} ms',
             f'{self.rate("results"):4.1f} Hz', f'{sum(self._dropped.values())} dropped', self._temperature,
-            f'actuator {"ON " if self._actuator_on else "off"}'))
+            f'actuator {("ON " if time.monotonic() - self._commanded_s < SILENT_S else "silent, was ON") if self._actuator_on else "off"}'))
         if self.run.frames:
             line += f' | {100 * self.run.frames_right / self.run.frames:.1f} % right'
         print(f'\r\033[K{line}' if sys.stdout.isatty() else line, end='' if sys.stdout.isatty() else '\n', flush=True)

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import logging
 import math
 import re
 import secrets
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from edge_resnet.exceptions import BackendError
 
@@ -77,6 +79,11 @@ def _seconds(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """Not what was no HTTP: the answer is 400, and whoever sends it could fill the log."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 class Viewer:
@@ -157,6 +164,7 @@ class DashboardServer:
             app.router.add_get(f'/{name}', self._get_file)
         for name in self.orders:
             app.router.add_post(f'/{name}', self._post_order)
+        logging.getLogger('aiohttp.server').addFilter(_worth_a_line)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         await web.TCPSite(self._runner, self._host, self._port).start()

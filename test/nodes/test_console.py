@@ -2,10 +2,13 @@
 
 from bench import wait_for
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from std_msgs.msg import Bool
 from vision_msgs.msg import Classification, ObjectHypothesis
 
-from edge_resnet.nodes.base import RECORD_QOS
+from edge_resnet.nodes import console_node
+from edge_resnet.nodes.base import LATCHED_QOS, RECORD_QOS
 from edge_resnet.nodes.console_node import DROPS, ConsoleNode
+from edge_resnet.pipeline.latency import FrameLatency
 
 
 def test_results_whose_frames_never_reached_the_actuator_are_told_as_that(bench, capsys):
@@ -38,3 +41,23 @@ def test_the_drops_are_of_its_own_pipeline(bench):
         return node._dropped
 
     assert wait_for(dropped, 'a count') == {f'preprocess {key}': 3}
+
+
+def test_an_actuator_that_says_nothing_is_not_told_as_on(bench, capsys, monkeypatch):
+    monkeypatch.setattr(console_node, 'SILENT_S', 1.0)
+    node = bench.start(ConsoleNode, period_s=0.2)
+    state, feed = bench.publisher(Bool, 'actuator/state', LATCHED_QOS), bench.publisher(Classification, 'classification')
+    node._joiner.recent.append(FrameLatency(0, *[1.0] * 12))
+    printed = ''
+
+    def told(text):
+        nonlocal printed
+        printed += capsys.readouterr().out
+        return text in printed
+
+    state.publish(Bool(data=True))
+    feed.publish(Classification(results=[ObjectHypothesis(class_id='red', score=0.75)]))
+    wait_for(lambda: told('actuator ON'), 'ON')
+    wait_for(lambda: told('actuator silent, was ON'), 'silence')
+    state.publish(Bool(data=False))
+    wait_for(lambda: told('actuator off'), 'OFF')

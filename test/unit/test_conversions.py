@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 import subprocess
 import sys
@@ -172,6 +173,8 @@ def message(**changes: object) -> SimpleNamespace:
     ({'is_bigendian': 2}, 'image is_bigendian is 2, expected 0 or 1'),
     ({'step': 23}, 'image step is 23, expected at least 24 for 8 px of rgb8'),
     ({'step': 0}, 'image step is 0'),
+    ({'encoding': 'rgba8', 'step': 31, 'data': bytes(186)}, 'image step is 31, expected at least 32 for 8 px of rgba8'),
+    ({'encoding': 'mono16', 'step': 15, 'data': bytes(90)}, 'image step is 15, expected at least 16 for 8 px of mono16'),
     ({'data': bytes(143)}, r'image data has 143 bytes, expected 144 \(24 a row, 6 rows\)'),
     ({'data': bytes(145)}, 'image data has 145 bytes, expected 144'),
     ({'data': b''}, 'image data has 0 bytes'),
@@ -184,6 +187,15 @@ def message(**changes: object) -> SimpleNamespace:
 def test_a_wrong_field_is_named(changes, text):
     with pytest.raises(ImageError, match=text):
         image_array(message(**changes))
+
+
+@pytest.mark.parametrize('changes', [
+    {'width': 1, 'step': 3, 'data': bytes(18)}, {'height': 1, 'data': bytes(24)}, {'height': 16384, 'width': 1, 'step': 3, 'data': bytes(49152)},
+    {'width': 16384, 'height': 1, 'step': 49152, 'data': bytes(49152)}, {'encoding': 'nv12', 'height': 4, 'step': 8, 'data': bytes(48)},
+    {'height': 1, 'step': 50_000_000, 'data': bytes(50_000_000)}])
+def test_what_is_just_right_is_taken(changes):
+    image = message(**changes)
+    assert image_array(image)[0].shape == (image.height, image.width, 3)
 
 
 edge_sizes = st.one_of(st.integers(0, 40), st.sampled_from([16384, 16385, 2 ** 31, 2 ** 32 - 1]))
@@ -320,7 +332,8 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused():
             'png = b"\\x89PNG\\r\\n\\x1a\\n" + header + chunk(b"IDAT", zlib.compress(bytes(9)))\n'
             'try: compressed_array(png)\n'
             'except ImageError as error: print("refused:", error)\n')
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, 'MUTANT_UNDER_TEST': ''}  # in make mutation, the functions as they are
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith('refused: compressed image of'), done.stderr
     assert 'pixels' in done.stdout.lower()
 

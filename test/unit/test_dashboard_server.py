@@ -80,6 +80,16 @@ def read_until(viewer, text):
     return got
 
 
+@pytest.mark.parametrize('sent', [
+    pytest.param(b'GET /' + b'a' * 9000 + b' HTTP/1.1\r\nHost: x\r\n\r\n', id='long'),
+    pytest.param(b'GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n', id='length')])
+def test_what_is_no_http_is_answered_and_fills_no_log(desk, caplog, sent):
+    with socket.create_connection(('127.0.0.1', desk.port)) as stream:
+        stream.sendall(sent)
+        assert read_until(stream, b'\r\n').startswith(b'HTTP/1.0 400')
+    assert 'Traceback' not in caplog.text
+
+
 def test_what_is_there_and_what_is_not(desk):
     assert {path: desk.ask('GET', path)[0] for path in ('/', '/page.js', '/style.css', '/plotly.js', '/history')} == dict.fromkeys(
         ('/', '/page.js', '/style.css', '/plotly.js', '/history'), 200)
