@@ -78,7 +78,7 @@ class NodeParameters(typing.Generic[T]):
                     node._parameter_overrides[name] = Parameter(name, value=type(default)(given))
                     found[name] = self._declare_checked(entry, default)
                     continue
-                if isinstance(default, list) and not _single(given) and all(type(value) is int for value in given):  # as is mean: [127, 127, 127]
+                if isinstance(default, list) and not _scalar(given) and all(type(value) is int for value in given):  # as is mean: [127, 127, 127]
                     node._parameter_overrides[name] = Parameter(name, value=[float(value) for value in given])
                     found[name] = self._declare(entry, default)
                     continue
@@ -97,7 +97,7 @@ class NodeParameters(typing.Generic[T]):
             return self._node.declare_parameter(entry.name, default, descriptor(entry)).value
         # rclpy takes an empty list for one of bytes, wherever it comes from: the type is declared alone, and an empty default set with its type.
         overrides, kind, described = self._node._parameter_overrides, Parameter.Type.DOUBLE_ARRAY, descriptor(entry)
-        if entry.name in overrides and not _single(overrides[entry.name].value) and not overrides[entry.name].value:  # mean: [] in YAML
+        if entry.name in overrides and not _scalar(overrides[entry.name].value) and not overrides[entry.name].value:  # mean: [] in YAML
             del overrides[entry.name]
         if self._node.declare_parameter(entry.name, kind, ParameterDescriptor()).value is None:
             self._node.set_parameters([Parameter(entry.name, kind, default)])
@@ -125,7 +125,7 @@ class NodeParameters(typing.Generic[T]):
         return SetParametersResult(successful=True)
 
 
-def _single(value: Any) -> bool:
+def _scalar(value: Any) -> bool:
     return isinstance(value, bool | int | float | str)
 
 
