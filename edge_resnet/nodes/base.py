@@ -78,7 +78,7 @@ class ManagedNode(LifecycleNode, Generic[P]):
         except ParameterError as error:
             raise ParameterError(f'{name}: {error}') from error
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._stage_times = self.create_publisher(TimeReference, 'stage_times', RECORD_QOS, qos_overriding_options=overridable())
+        self._stage_times = self.create_publisher(TimeReference, 'stage_times', **overridable(RECORD_QOS))
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', RECORD_QOS)
         self._configuration = self.create_publisher(String, 'configuration', LATCHED_QOS)
         self._rates: dict[str, tuple[int, float]] = {}
@@ -261,7 +261,7 @@ class ManagedNode(LifecycleNode, Generic[P]):
 
 def frame_publisher(node: ManagedNode, kind: type, topic: str) -> Any:
     """A publisher for frames: freshest only, reaches reliable and best-effort subscribers."""
-    return node.create_publisher(kind, topic, FRAME_QOS, qos_overriding_options=overridable())
+    return node.create_publisher(kind, topic, **overridable(FRAME_QOS))
 
 
 def compressed_topic(node: ManagedNode) -> str:

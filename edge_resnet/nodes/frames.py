@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 from builtin_interfaces.msg import Duration
@@ -20,8 +21,9 @@ from edge_resnet.conversions import ImageView, write_view
 FRAME_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE)
 
 
-def overridable() -> QoSOverridingOptions:
-    return QoSOverridingOptions.with_default_policies()
+def overridable(qos: QoSProfile) -> dict[str, Any]:
+    """What create_publisher and create_subscription take for ``qos`` that parameters may override: a copy, since rclpy overrides it in place."""
+    return {'qos_profile': copy(qos), 'qos_overriding_options': QoSOverridingOptions.with_default_policies()}
 
 
 def request_topic(topic: str) -> str:
@@ -62,7 +64,7 @@ class FrameOutput:
 
     def __init__(self, node: Any, kind: type, topic: str, on_request: Callable[[float], None] | None = None) -> None:
         self._node = node
-        self.publisher = node.create_publisher(kind, topic, FRAME_QOS, qos_overriding_options=overridable())
+        self.publisher = node.create_publisher(kind, topic, **overridable(FRAME_QOS))
         self.topic = self.publisher.topic_name
         self._number = 0
         self._local = local_topic(node, self.topic)

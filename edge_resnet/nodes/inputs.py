@@ -85,8 +85,7 @@ class FrameInput:
         if not hasattr(Subscription, 'CallbackType'):  # Humble
             callback = lambda message: self._on_message(message, None)  # noqa: E731
         subscription = self._node.create_subscription(
-            self._kind, self._topic, callback, qos, raw=self._raw, qos_overriding_options=overridable() if first else None,
-            callback_group=self._gate,
+            self._kind, self._topic, callback, **(overridable(qos) if first else {'qos_profile': qos}), raw=self._raw, callback_group=self._gate,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible, use_default_callbacks=False))
         self.qos = subscription.qos_profile  # with what was overridden, which can be told only once
         return subscription

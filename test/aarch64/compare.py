@@ -6,7 +6,7 @@ made, scores within two quantisation steps of the output. What goes
 beyond that is a fault, but for one thing that is only noted: tflite-runtime 2.14 runs INT8 with TFLite's own kernels, whose Arm variants
 round halves in another direction, layer by layer. There two steps may be those of the logits, which softmax then amplifies; and where an
 image shows none of the bundle's classes, so that no label is right, two labels that such steps exchange may change places. LiteRT, which
-the project prefers, has no need of that: given the same input it computes the same bits.
+the project prefers, has no need of that.
 """
 
 from __future__ import annotations

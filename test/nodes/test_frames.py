@@ -283,6 +283,7 @@ def test_an_overridden_qos_stays_when_the_subscription_is_made_anew(bench):
     node = bench.make(ThermalMonitorNode, **{'qos_overrides./picture.subscription.reliability': 'best_effort'})
     taken = FrameInput(node, Image, '/picture', lambda data: None)
     assert taken.qos.reliability == ReliabilityPolicy.BEST_EFFORT
+    assert FRAME_QOS.reliability == ReliabilityPolicy.RELIABLE, 'rclpy overrides a profile in place'
     taken._renew(taken.qos)  # as after a message that was too large
     assert taken._subscription.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
     taken.close()
