@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sensor_msgs.msg import Image, Temperature
@@ -14,6 +15,7 @@ from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo, VisionClass
 
 from edge_resnet.conversions import classification_message, image_array, read_image
+from edge_resnet.nodes.aside import Aside
 from edge_resnet.nodes.base import LATCHED_QOS, OK, WARN, Health, ManagedNode
 from edge_resnet.nodes.inputs import FrameInput, Polled
 from edge_resnet.nodes.model_parameters import ModelParameters
@@ -25,6 +27,9 @@ from edge_resnet.pipeline.governor import Governor
 from edge_resnet.pipeline.interpreter import CHOICES
 from edge_resnet.pipeline.latency import INFERENCE_DONE, INFERENCE_STARTED
 from edge_resnet.pipeline.postprocessing import top_k
+
+STRAIGHT_ON_S = 0.5  # with frame after frame; services and timers wait meanwhile
+SLOW_S = 0.03  # a model that takes less gains nothing by it: telling its results beside it makes it slower
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,14 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         self._make_classifier = make_classifier
         self._classifier: Classifier | None = None
         self._input: FrameInput | None = None
+        self._aside: Aside
         self._drift: DriftMonitor | None = None
         self._governor: Governor | None = None
         self._temperatures = Polled(self, Temperature, 'cpu_temperature')
         self._enabled = True
         self._output = self.frame_output(Classification, 'classification')
         self._durations: deque[float] = deque(maxlen=9)  # of the latest inferences with all that belongs to them, s
+        self._takes_s = 0.0  # one of them, 0 while it is unknown
         self._label_info = self.create_publisher(LabelInfo, 'label_info', LATCHED_QOS)
         self.create_service(SetBool, 'inference/enable', self._enable)
 
@@ -73,6 +80,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
     def activate(self) -> None:
         if self._drift is not None:
             self._drift.reset()
+        self._aside = Aside(self.guarded, 'results')
         self._input = FrameInput(self, Image, 'image_preprocessed', self._on_image, asks=True)
         self._input.asking = self._enabled
 
@@ -80,6 +88,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         if self._input is not None:
             self._input.close()
             self._input = None
+            self._aside.close()
 
     def cleanup(self) -> None:
         self._classifier = self._drift = None
@@ -91,38 +100,62 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         response.success, response.message = True, 'enabled' if self._enabled else 'disabled'
         return response
 
-    def _on_image(self, data: bytes) -> None:
-        classifier, p = self._classifier, self.parameters
-        if classifier is None or not self._enabled:
-            return
-        if self._governor is not None and not self._governor.allows():
-            if self._input is not None:
-                self._input.ask(self._governor.rest_s())
-            return
-        image, began_s = read_image(data), time.perf_counter()
-        if self._input is not None and self._durations:  # now, so that the next frame is ready when this one is done
-            soon = sorted(self._durations)[len(self._durations) // 4]  # rather a frame that waits a little than a model that does
-            self._input.ask(soon / (self._governor.share if self._governor is not None else 1.0))
+    def _on_image(self, data: Any) -> None:
+        """A slow model goes straight on with a frame that has come meanwhile, and its result is told while it does. Others get their turn
+        every ``STRAIGHT_ON_S``."""
+        until_s, here = time.monotonic() + (STRAIGHT_ON_S if self._takes_s > SLOW_S else 0.0), True
+        while data is not None and (classifier := self._classifier) is not None and self._may_infer():
+            began_s = time.monotonic()
+            if self._takes_s:  # now, so that the next frame is there when this one is done
+                share = self._governor.share if self._governor is not None else 1.0
+                self._aside.call(partial(self._ask, began_s + self._takes_s / share), here=here)
+            tell, input_ = self._infer(classifier, data), self._input
+            data = input_.take() if input_ is not None and time.monotonic() < until_s else None
+            here = data is None
+            self._aside.call(tell, here=here)
+            self._durations.append(time.monotonic() - began_s)
+            self._takes_s = sorted(self._durations)[len(self._durations) // 4]  # rather a frame that waits a little than a model that does
+
+    def _may_infer(self) -> bool:
+        if not self._enabled:
+            return False
+        if self._governor is None or self._governor.allows():
+            return True
+        if self._input is not None:
+            self._input.ask(self._governor.rest_s())
+        return False
+
+    def _ask(self, free_s: float) -> None:
+        """For a frame that is there at ``free_s``."""
+        if self._input is not None:
+            self._input.ask(free_s - time.monotonic())
+
+    def _infer(self, classifier: Classifier, data: Any) -> Callable[[], None]:
+        """The result of an image, as what tells it."""
+        p, image = self.parameters, read_image(data)
         started_ns = self.now_ns()
         pixels, order = image_array(image)
         pixels = pixels if order == 'rgb' else pixels[..., ::-1]
         scores = classifier.classify(pixels)
         done_ns = self.now_ns()
-        header = Header(frame_id=image.header.frame_id)
-        header.stamp.sec, header.stamp.nanosec = image.header.stamp.sec, image.header.stamp.nanosec
-        self._output.publish(classification_message(header, top_k(scores, classifier.bundle.labels, p.max_results, p.score_threshold)))
-        self.stage(INFERENCE_STARTED, header, started_ns)
-        self.stage(INFERENCE_DONE, header, done_ns)
         self.counts['published'] += 1
         self.counts['busy_ns'] += done_ns - started_ns
         if self._governor is not None:
             for temperature, _ in self._temperatures.take():
                 self._governor.see(temperature.temperature)
             self._governor.worked((done_ns - started_ns) / 1e9)
-        now_s = time.monotonic()
-        if self._drift is not None and self._drift.due(now_s):  # after all that somebody waits for
-            self._drift.see(pixels, now_s)
-        self._durations.append(time.perf_counter() - began_s)
+
+        def tell() -> None:
+            header = Header(frame_id=image.header.frame_id)
+            header.stamp.sec, header.stamp.nanosec = image.header.stamp.sec, image.header.stamp.nanosec
+            self._output.publish(classification_message(header, top_k(scores, classifier.bundle.labels, p.max_results, p.score_threshold)))
+            self.stage(INFERENCE_STARTED, header, started_ns)
+            self.stage(INFERENCE_DONE, header, done_ns)
+            now_s = time.monotonic()
+            if self._drift is not None and self._drift.due(now_s):  # after all that somebody waits for
+                self._drift.see(pixels, now_s)
+
+        return tell
 
     def diagnose(self, health: Health) -> None:
         if not self._enabled:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from builtin_interfaces.msg import Duration
+from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import TimeReference
@@ -30,6 +31,12 @@ REFRESH_S, REFRESH_IDLE_S = 0.2, 1.0  # how often an input looks who else is the
 MIXED_S = 2.0  # after a number that went back
 SMOOTHING, MAX_TRANSFER_S = 0.1, 0.02  # of the time that a frame takes from publisher to callback; more means clocks that differ
 POLLED_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1000, reliability=ReliabilityPolicy.RELIABLE)  # 0.5 s of seven records at 240 Hz
+
+
+def _numbers(info: Any) -> tuple[int | None, int, int]:
+    """Sequence number, when it was received and when it was sent, ns, of a message with the middleware's ``info``; Humble tells none."""
+    info = info if isinstance(info, dict) else {}
+    return info.get('publication_sequence_number'), info.get('received_timestamp', 0), info.get('source_timestamp', 0)
 
 
 class FrameInput:
@@ -110,10 +117,10 @@ class FrameInput:
         """A frame is wanted here in ``in_s`` seconds. Below 0: earlier than can be, so all frames for a while."""
         self._asked_s = time.monotonic()
         in_s -= self._transfer_s
-        outputs = self._local_topic.outputs if self._local else ()
-        if self._requests is not None and not (outputs and all(output.request(in_s) for output in outputs)):
+        outputs, requests = self._local_topic.outputs if self._local else (), self._requests
+        if requests is not None and not (outputs and all(output.request(in_s) for output in outputs)):
             in_ns = round(in_s * 1e9)
-            self._requests.publish(Duration(sec=in_ns // 1_000_000_000, nanosec=in_ns % 1_000_000_000))
+            requests.publish(Duration(sec=in_ns // 1_000_000_000, nanosec=in_ns % 1_000_000_000))
 
     def want(self, in_s: float, takes_s: float) -> None:
         """``demand``'s frame is wanted, processed, in ``in_s`` seconds, and processing takes ``takes_s``."""
@@ -205,12 +212,47 @@ class FrameInput:
                 self._accept(taken[0], taken[1], taken[2], taken[2])
 
     def _on_message(self, message: Any, info: Any) -> None:
-        info = info if isinstance(info, dict) else {}
-        self._accept(message, info.get('publication_sequence_number'), info.get('received_timestamp', 0), info.get('source_timestamp', 0))
+        self._accept(message, *_numbers(info))
+        self._release(message)
+
+    def _release(self, message: Any) -> None:
         if self._raw and len(message) > MAX_IMAGE_BYTES:  # a reader keeps a buffer of the largest message that it ever got
             self._renew(self.qos)
 
+    def take(self) -> Any:
+        """The frame that has come since the callback began, for a callback that goes straight on with it; None without one."""
+        self._done_at_ns = time.time_ns()
+        if self._local:  # what is published for others, too, is not read
+            with self._slot_lock:
+                slot, self._slot = self._slot, None
+            if slot is None:
+                return None
+            self._count(slot[1], slot[2], slot[2])
+            return slot[0]
+        handle = self._subscription.handle
+        try:
+            with handle:
+                taken = handle.take_message(self._kind, self._raw)
+        except _rclpy.InvalidHandle:  # closed by another thread
+            return None
+        if taken is None:
+            return None
+        self._count(*_numbers(taken[1]))
+        self._release(taken[0])
+        return taken[0]
+
     def _accept(self, message: Any, sequence: int | None, received_ns: int, sent_ns: int) -> None:
+        missed = self._count(sequence, received_ns, sent_ns)
+        if self._demand is None:
+            self._use(message)
+            return
+        arrived_s = self._heard_s - max(0.0, (time.time_ns() - received_ns) / 1e9) if received_ns else self._heard_s
+        self._demand.seen(arrived_s, 1 + missed)
+        self._held = (message, arrived_s)
+        self._look()
+
+    def _count(self, sequence: int | None, received_ns: int, sent_ns: int) -> int:
+        """Count a message that was sent and received then, and return how many were missed before it."""
         self.received += 1
         now_ns, self._heard_s = time.time_ns(), time.monotonic()
         missed = sequence - self._sequence - 1 if sequence and self._sequence is not None else 0
@@ -226,13 +268,7 @@ class FrameInput:
         if was_idle:
             self._transfer_s += SMOOTHING * (min(max(0.0, (now_ns - sent_ns) / 1e9), MAX_TRANSFER_S) - self._transfer_s)
         self._sequence = sequence
-        if self._demand is None:
-            self._use(message)
-            return
-        arrived_s = self._heard_s - max(0.0, (now_ns - received_ns) / 1e9) if received_ns else self._heard_s
-        self._demand.seen(arrived_s, 1 + missed)
-        self._held = (message, arrived_s)
-        self._look()
+        return missed
 
     def _use(self, message: Any) -> None:
         try:

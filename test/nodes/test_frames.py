@@ -1,8 +1,10 @@
 """What happens to frames between the nodes: stamps, freshness, drops, quality of service, bad messages."""
 
 import re
+import threading
 import time
 from array import array
+from functools import partial
 
 import cv2
 import numpy as np
@@ -14,6 +16,7 @@ from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo
 
 from edge_resnet.conversions import stamp_ns
+from edge_resnet.nodes import inference_node
 from edge_resnet.nodes.base import LATCHED_QOS
 from edge_resnet.nodes.camera_node import CameraNode
 from edge_resnet.nodes.frames import FRAME_QOS
@@ -297,3 +300,64 @@ def test_a_count_that_starts_anew_is_no_negative_rate(bench):
     node.counts['frames'] = 0  # deactivated and activated
     assert node.rate('frames') == 0
     node.destroy_node()
+
+
+def test_a_model_goes_straight_on_and_its_result_is_told_meanwhile(bench, paper_bundle, monkeypatch):
+    monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
+    results = bench.listen(Classification, 'classification')
+    node = inference(bench, paper_bundle)
+    publisher = bench.publisher(Image, 'image_preprocessed')
+    begun, go_on, told, publish, classify = [], threading.Event(), threading.Event(), node._output.publish, node._classifier.classify
+
+    def slowly(image):
+        begun.append(image.mean())
+        if len(begun) == 1:
+            assert go_on.wait(20.0)
+        if len(begun) == 2:
+            assert told.wait(20.0), 'the first result is told while the second frame is in the model'
+        return classify(image)
+
+    def stuck(message):
+        wait_for(lambda: len(begun) > 1, 'the next frame in the model')
+        publish(message)
+        told.set()
+
+    node._classifier.classify = slowly
+    publisher.publish(image_bytes(1, np.full((32, 32, 3), 10, np.uint8)))
+    wait_for(lambda: begun, 'the first frame')
+    node._output.publish = stuck
+    for n in range(2, 5):
+        publisher.publish(image_bytes(n, np.full((32, 32, 3), 10 * n, np.uint8)))
+    time.sleep(0.3)  # until the last is there
+    go_on.set()
+    wait_for(lambda: len(results) == 2, 'two results')
+    assert [stamp_ns(message.header) for message in results] == [1, 4], 'in their order, and of the newest frame'
+    assert begun == [10, 40]
+    assert (node._input.received, node._input.superseded, node._input.lost, node.counts['errors']) == (2, 2, 0, 0)
+
+
+def test_others_get_their_turn_while_frame_after_frame_waits(bench, paper_bundle, monkeypatch):
+    monkeypatch.setattr(inference_node, 'STRAIGHT_ON_S', 0.1)
+    monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
+    node = inference(bench, paper_bundle, delay_s=0.01)
+    monkeypatch.setattr(node._input, 'take', lambda: image_bytes(7, np.full((32, 32, 3), 200, np.uint8)))  # there is always one
+    client = bench.probe.create_client(SetBool, 'inference/enable')
+    assert client.wait_for_service(10.0)
+    bench.publisher(Image, 'image_preprocessed').publish(image_bytes(6, np.full((32, 32, 3), 200, np.uint8)))
+    wait_for(lambda: node.counts['published'] > 3, 'several results')
+    answer = client.call_async(SetBool.Request(data=False))
+    wait_for(answer.done, 'the answer')
+    assert answer.result().success
+
+
+def test_results_that_wait_are_told_before_the_node_is_deactivated(bench, paper_bundle):
+    told = []
+    node = inference(bench, paper_bundle)
+    node._aside.call(partial(time.sleep, 0.2))
+    for n in range(3):
+        node._aside.call(partial(told.append, n), here=True)  # not now: the others wait
+    assert not told
+    node._aside.call(lambda: 1 / 0)
+    node.trigger_deactivate()
+    assert told == [0, 1, 2]
+    assert node.counts['errors'] == 1
