@@ -33,6 +33,9 @@ class Frame:
     name: str = ''
 
 
+SKIPPED = Frame(np.empty((0, 0, 3), np.uint8))  # one that nobody wanted, and that was not decoded
+
+
 @dataclass(frozen=True)
 class CameraConfig:
     """What the camera is asked for; a source that can't do it is resized (files) or says what it gives (devices)."""
@@ -47,7 +50,8 @@ class CameraConfig:
 
 
 class CameraSource(Protocol):
-    """``read`` blocks for the next frame, None at the end of a source that does not loop; SourceError when it fails.
+    """``read`` blocks for the next frame, None at the end of a source that does not loop; SKIPPED for one that is not wanted, where that spares
+    work; SourceError when it fails.
 
     ``live`` sources set the pace themselves, from the others frames are taken at ``framerate``."""
 
@@ -60,10 +64,10 @@ class CameraSource(Protocol):
 
 class VideoSource:
     """Anything that ``cv2.VideoCapture`` opens. Devices carry the kernel's buffer time, so that the time a frame has
-    waited in the driver counts into its age."""
+    waited in the driver counts into its age. What a frame shows is decoded only if it is ``wanted`` once it is there."""
 
-    def __init__(self, config: CameraConfig, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._config, self._monotonic = config, monotonic
+    def __init__(self, config: CameraConfig, wanted: Callable[[], bool] = lambda: True, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._config, self._wanted, self._monotonic = config, wanted, monotonic
         self._device = bool(re.fullmatch(r'\d+|/dev/.+', config.source))
         self.live = self._device or '://' in config.source
         self._capture = self._open()
@@ -89,14 +93,17 @@ class VideoSource:
         return capture
 
     def read(self) -> Frame | None:
-        good, image = self._capture.read()
+        good = self._capture.grab()
         if not good and not self.live:
             if not self._config.loop:
                 return None
             self._capture.release()  # seeking to the start is not exact in every container, opening again is
             self._capture = self._open()
-            good, image = self._capture.read()
-        if not good:
+            good = self._capture.grab()
+        if good and not self._wanted():
+            return SKIPPED
+        image = self._capture.retrieve()[1] if good else None
+        if image is None:
             raise SourceError(f'camera {self._config.source}: no frame')
         return Frame(image if self.live else _fit(image, self._config), self._buffer_age_s())
 
@@ -171,12 +178,12 @@ class SyntheticSource:
         pass
 
 
-def open_camera(config: CameraConfig) -> CameraSource:
+def open_camera(config: CameraConfig, wanted: Callable[[], bool] = lambda: True) -> CameraSource:
     """The source that ``config.source`` names: 'synthetic', a device (0, /dev/video0), a URL, a folder, an image or a video."""
     if config.source == 'synthetic':
         return SyntheticSource(config)
     if re.fullmatch(r'\d+|/dev/.+|[a-z]+://.+', config.source):
-        return VideoSource(config)
+        return VideoSource(config, wanted)
     path = Path(config.source)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         if not path.exists():
@@ -184,7 +191,7 @@ def open_camera(config: CameraConfig) -> CameraSource:
         return FolderSource(config)
     if not path.is_file():
         raise SourceError(f'camera {path}: there is no such file or folder')
-    return VideoSource(config)
+    return VideoSource(config, wanted)
 
 
 def check_camera_config(config: CameraConfig) -> None:

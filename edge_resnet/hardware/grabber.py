@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_resnet.exceptions import FrameError, SourceError
-from edge_resnet.hardware.cameras import CameraSource, Frame
+from edge_resnet.hardware.cameras import SKIPPED, CameraSource, Frame
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 2.0
 # A read that takes longer hangs; opening a device or a stream, and its first frame, may take seconds.
@@ -27,12 +27,12 @@ class FrameGrabber:
     """Opens the source, reads it at its pace, reopens it with growing delay when it fails.
 
     The mailbox holds one frame: ``take`` empties it, and a newer frame replaces one that nobody took. ``on_frame`` is called from the
-    capture thread after each frame, and told whether it replaced one. A read that hangs is left behind by ``check``,
-    which starts over on a new thread.
+    capture thread after each frame, and told how many went unused: one that it replaced, itself if it was skipped. A read that
+    hangs is left behind by ``check``, which starts over on a new thread.
     """
 
     def __init__(self, open_source: Callable[[], CameraSource], framerate: float, clock_ns: Callable[[], int],
-                 on_frame: Callable[[bool], None] = lambda replaced: None, hang_s: float = HANG_S) -> None:
+                 on_frame: Callable[[int], None] = lambda unused: None, hang_s: float = HANG_S) -> None:
         self._open_source, self._period_s, self._clock_ns, self._on_frame = open_source, 1 / framerate, clock_ns, on_frame
         self._hang_s = max(hang_s, 3 * self._period_s)
         self._lock = threading.Lock()
@@ -127,10 +127,11 @@ class FrameGrabber:
             if frame.image.ndim != 3 or frame.image.shape[2] != 3:
                 raise SourceError(f'camera: frame of shape {frame.image.shape}, expected (height, width, 3)')
             with self._lock:
-                replaced, self._mailbox = self._mailbox is not None, StampedFrame(frame, stamp_ns - round(frame.age_s * 1e9))
+                unused = (self._mailbox is not None) + (frame is SKIPPED)
+                self._mailbox = StampedFrame(frame, stamp_ns - round(frame.age_s * 1e9)) if frame is not SKIPPED else None
                 self.captured += 1
             self.error, self._patience_s, self._alive_at = '', self._hang_s, time.monotonic()
-            self._on_frame(replaced)
+            self._on_frame(unused)
             if not source.live:
                 due = max(due + self._period_s, time.monotonic() - self._period_s)  # no burst after a pause
                 self._wait(stop, max(0.0, due - time.monotonic()))

@@ -34,6 +34,7 @@ from edge_resnet.pipeline.postprocessing import Score
 FOCAL_RATIO = 0.829  # focal length over image width of a Camera Module 2: 3.04 mm over its 3.68 mm sensor, 62.2 degrees across
 FROZEN_S = 1.2  # of identical live frames, from which on they are called frozen
 WATCH_PERIOD_S = 0.2
+WANTED_PERIODS = 1.5  # before a frame is of interest one is decoded: the next may come a little late
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         config = CameraConfig(source, p.image_width, p.image_height, p.framerate, p.pixel_format, p.loop, p.image_hold_s)
         check_camera_config(config)
         self._camera_info = load_camera_info(p.camera_info_url, p.camera_name, p.image_width, p.image_height)
-        self._grabber = FrameGrabber(lambda: open_camera(config), p.framerate, self.now_ns, self._on_frame)
+        self._grabber = FrameGrabber(lambda: open_camera(config, self._wants_frame), p.framerate, self.now_ns, self._on_frame)
 
     def activate(self) -> None:
         assert self._grabber is not None
@@ -99,11 +100,15 @@ class CameraNode(ManagedNode[CameraParameters]):
     def cleanup(self) -> None:
         self._grabber = None
 
-    def _on_frame(self, replaced: bool) -> None:
-        """From the capture thread: a frame is in the mailbox, and has ``replaced`` one that was wanted and not taken in time, or that was not
+    def _wants_frame(self) -> bool:
+        """Whether a frame that is captured now may be used, and not only the next one."""
+        return not self._demand.period_s or self._demand.wait_s() < WANTED_PERIODS * self._demand.period_s
+
+    def _on_frame(self, unused: int) -> None:
+        """From the capture thread: a frame is in the mailbox, or was skipped, and some were ``unused``: wanted and not taken in time, or not
         wanted, or not as much as this one."""
-        if replaced:
-            self.counts[OVERWRITTEN if self._demand.wait_s(self._arrived_s) == 0 else NOT_ASKED] += 1
+        if unused:
+            self.counts[OVERWRITTEN if self._demand.wait_s(self._arrived_s) == 0 else NOT_ASKED] += unused
         self._arrived_s = time.monotonic()
         self._demand.seen(self._arrived_s)
         if self._demand.wait_s(self._arrived_s) == 0:

@@ -61,7 +61,7 @@ class LeanExecutor(SingleThreadedExecutor):
                 handle.__exit__(None, None, None)
         for call, entity in calls:  # before looking at the rest: a frame waits, and after a pause each line is slow
             with self._turn:
-                self._guarded(call, getattr(entity, 'topic_name', ''))(entity)
+                self._guarded(call, self._where(entity))(entity)
         others = bool(wait_set.get_ready_entities('client') or wait_set.get_ready_entities('service') or self._tasks
                       or any(waitable.is_ready(wait_set) for waitable in waitables))
         if not calls and not others and waitables:  # in Fast DDS a message that is left unread sets the condition of its reader's events, too
@@ -95,6 +95,13 @@ class LeanExecutor(SingleThreadedExecutor):
         if not self._context.ok():
             raise ExternalShutdownException()
         return wait_set
+
+    @staticmethod
+    def _where(entity: Any) -> str:
+        try:
+            return getattr(entity, 'topic_name', '')
+        except _rclpy.InvalidHandle:  # what was called before it destroyed it, or another thread
+            return ''
 
     @staticmethod
     def _call_guard(guard: Any) -> None:

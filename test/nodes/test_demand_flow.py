@@ -2,11 +2,16 @@
 
 import threading
 import time
+from itertools import pairwise
 
+import cv2
+import numpy as np
 import pytest
+import rclpy
 from bench import image_message, wait_for
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
+from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 from test_frames import FakeClassifier
 from vision_msgs.msg import Classification
@@ -26,7 +31,7 @@ HZ, SERVICE_S = 20.0, 0.25
 class Chain:
     """Camera, preprocess and a slow inference, which hand their frames over, or publish them as from processes of their own."""
 
-    def __init__(self, bench, bundle):
+    def __init__(self, bench, bundle, source='synthetic'):
         self.bench = bench
 
         def slow(**options):
@@ -35,7 +40,7 @@ class Chain:
         self.results = bench.listen(Classification, 'classification', FRAME_QOS)
         self.inference = bench.start(slow, model=str(bundle))
         self.preprocess = bench.start(PreprocessNode, model=str(bundle))
-        self.camera = bench.start(CameraNode, source='synthetic', framerate=HZ, image_width=64, image_height=48)
+        self.camera = bench.start(CameraNode, source=source, framerate=HZ, image_width=64, image_height=48)
 
     def counts(self):
         return self.camera._grabber.captured, self.camera.counts['published'], self.preprocess.counts['published'], len(self.results)
@@ -140,6 +145,45 @@ def test_a_frame_that_nobody_asked_for_is_no_drop(bench):
     assert abs(camera._grabber.captured - sum(camera.counts[key] for key in ('published', OVERWRITTEN, NOT_ASKED))) <= 1, 'each once'
 
 
+def test_frames_that_nobody_wants_are_not_decoded(bench, paper_bundle, tmp_path, monkeypatch):
+    writer = cv2.VideoWriter(str(tmp_path / 'video.avi'), cv2.VideoWriter.fourcc(*'MJPG'), HZ, (64, 48))
+    for level in range(40):
+        writer.write(np.full((48, 64, 3), 6 * level, np.uint8))
+    writer.release()
+    decoded, open_capture = [], cv2.VideoCapture
+
+    class Counted:
+        def __init__(self, *options):
+            self._capture = open_capture(*options)
+
+        def retrieve(self):
+            decoded.append(time.monotonic())
+            return self._capture.retrieve()
+
+        def __getattr__(self, name):
+            return getattr(self._capture, name)
+
+    monkeypatch.setattr(cv2, 'VideoCapture', Counted)
+    chain = Chain(bench, paper_bundle, source=str(tmp_path / 'video.avi'))
+    chain.during(3)
+    before = len(decoded)
+    captured, published, _, _ = chain.during()
+    assert published <= len(decoded) - before < captured * 2 / 3
+    camera, counts = chain.camera, chain.camera.counts
+    wait_for(lambda: captured_of(camera) == counts['published'] + counts[NOT_ASKED] + counts[OVERWRITTEN], 'the account of frames')
+    ages = [(stamp_ns(later.header) - stamp_ns(earlier.header)) / 1e9 for earlier, later in pairwise(chain.results)]
+    assert min(ages) > 0
+    every = bench.listen(Image, 'image_raw', qos_profile_sensor_data)
+    wait_for(lambda: len(every) > 10, 'every frame')
+    before = len(decoded), camera._grabber.captured
+    chain.during()
+    assert len(decoded) - before[0] > 0.8 * (camera._grabber.captured - before[1])
+
+
+def captured_of(camera):
+    return camera._grabber.captured - (camera._grabber._mailbox is not None)
+
+
 def test_a_disabled_model_wants_nothing(chain):
     client = chain.bench.probe.create_client(SetBool, 'inference/enable')
     assert client.wait_for_service(10.0)
@@ -175,6 +219,26 @@ def test_a_timer_that_another_thread_cancels_while_it_is_called_is_not_called(be
 
     LeanExecutor._call_timer(Worst())
     assert not called
+
+
+def test_a_subscription_that_the_callback_before_destroys_is_not_called(bench):
+    node, heard = rclpy.create_node('destroyer'), []
+    executor, subscriptions = LeanExecutor(node), []
+
+    def first(message):
+        heard.append(message)
+        node.destroy_subscription(subscriptions[1])
+
+    subscriptions += [node.create_subscription(Bool, topic, callback, 1) for topic, callback in (('first', first), ('second', heard.append))]
+    publishers = [bench.publisher(Bool, topic, 1) for topic in ('first', 'second')]
+    for publisher in publishers:
+        publisher.publish(Bool(data=True))
+    time.sleep(0.3)  # both are there
+    wait_for(lambda: executor.spin_once(timeout_sec=0.1) or heard, 'the first')
+    executor.spin_once(timeout_sec=0.1)
+    assert len(heard) == 1
+    executor.shutdown()
+    node.destroy_node()
 
 
 def test_a_message_that_is_left_unread_wakes_nobody(bench, paper_bundle, monkeypatch):

@@ -11,7 +11,16 @@ import pytest
 
 from edge_resnet.exceptions import FrameError, ParameterError, SourceError
 from edge_resnet.hardware import cameras
-from edge_resnet.hardware.cameras import CameraConfig, FolderSource, SyntheticSource, VideoSource, check_camera_config, open_camera, read_labels
+from edge_resnet.hardware.cameras import (
+    SKIPPED,
+    CameraConfig,
+    FolderSource,
+    SyntheticSource,
+    VideoSource,
+    check_camera_config,
+    open_camera,
+    read_labels,
+)
 
 SIZE = {'width': 32, 'height': 24}
 
@@ -154,6 +163,7 @@ class FakeCapture:
     opened = True
     captured_s = 0.0
     good = True
+    retrieved = 0
 
     def __init__(self, source: str, api: int, options: list[int] | None = None) -> None:
         self.source, self.api, self.settings, self.released = source, api, {}, False
@@ -168,7 +178,11 @@ class FakeCapture:
     def get(self, setting: int) -> float:
         return self.captured_s * 1000 if setting == cv2.CAP_PROP_POS_MSEC else self.settings[setting]
 
-    def read(self) -> tuple[bool, np.ndarray | None]:
+    def grab(self) -> bool:
+        return self.good
+
+    def retrieve(self) -> tuple[bool, np.ndarray | None]:
+        self.retrieved += 1
         return self.good, np.zeros((240, 320, 3), np.uint8) if self.good else None
 
     def release(self) -> None:
@@ -208,6 +222,13 @@ def test_a_device_that_stops_giving_frames(device):
     device.good = False
     with pytest.raises(SourceError, match='camera /dev/null: no frame'):
         source.read()
+
+
+def test_a_frame_that_nobody_wants_is_not_decoded(device):
+    wanted = iter([False, True, False])
+    source = open_camera(CameraConfig('/dev/null'), lambda: next(wanted))
+    assert [source.read() is SKIPPED for _ in range(3)] == [True, False, True]
+    assert source._capture.retrieved == 1
 
 
 def test_a_device_that_is_busy_is_released(device, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 
 from edge_resnet.exceptions import FrameError, SourceError
 from edge_resnet.hardware import grabber as module
-from edge_resnet.hardware.cameras import Frame
+from edge_resnet.hardware.cameras import SKIPPED, Frame
 from edge_resnet.hardware.grabber import FakeCamera, FrameGrabber
 
 PATIENCE_S = 20.0  # for what takes milliseconds on an idle machine
@@ -89,6 +89,13 @@ def test_the_mailbox_holds_the_newest_frame_and_tells_what_it_replaced():
     assert grabber.take().frame.image[0, 0, 0] == 3
     assert (grabber.captured, replaced) == (3, [False, True, True])
     assert grabber.take() is None
+
+
+def test_a_frame_that_was_skipped_leaves_no_older_one_behind():
+    unused = []
+    grabber = grab(Script(frame(1), SKIPPED, SKIPPED, frame(2), SKIPPED, None), on_frame=unused.append)
+    assert grabber.take() is None
+    assert (grabber.captured, unused) == (5, [0, 2, 1, 0, 2])
 
 
 def test_a_frame_that_was_taken_is_not_told_as_replaced():
