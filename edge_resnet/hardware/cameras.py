@@ -64,7 +64,8 @@ class CameraSource(Protocol):
 
 class VideoSource:
     """Anything that ``cv2.VideoCapture`` opens. Devices carry the kernel's buffer time, so that the time a frame has
-    waited in the driver counts into its age. What a frame shows is decoded only if it is ``wanted`` once it is there."""
+    waited in the driver counts into its age. A device's frame is decoded only if it is ``wanted`` once it
+    is there; a video's is decoded by fetching it, and spared its colours."""
 
     def __init__(self, config: CameraConfig, wanted: Callable[[], bool] = lambda: True, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._config, self._wanted, self._monotonic = config, wanted, monotonic

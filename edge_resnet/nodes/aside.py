@@ -31,7 +31,7 @@ class Aside:
             self._guarded(what)()
             self._made += 1
 
-    def close(self, within_s: float = 1.0) -> None:
+    def close(self, within_s: float = 0.2) -> None:
         """Make what is waiting, and end; left to itself when one of the calls hangs."""
         with contextlib.suppress(Full):
             self._calls.put(None, timeout=within_s)

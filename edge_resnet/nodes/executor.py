@@ -9,6 +9,7 @@ from typing import Any
 from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.subscription import Subscription
+from rclpy.timer import Timer
 
 EVENTS_S = 0.2  # how long events are left out after they woke us for nothing
 
@@ -31,6 +32,7 @@ class LeanExecutor(SingleThreadedExecutor):
         self._wait_set: Any = None
         self._sizes: tuple[int, ...] = ()
         self._events_from_s = 0.0
+        self._rest_only = False
 
     def spin_once(self, timeout_sec: float | None = None) -> None:
         node, open_ = self._node, self.can_execute
@@ -67,8 +69,14 @@ class LeanExecutor(SingleThreadedExecutor):
         if not calls and not others and waitables:  # in Fast DDS a message that is left unread sets the condition of its reader's events, too
             self._events_from_s = time.monotonic() + EVENTS_S
         if others:
+            self._rest_only = True  # or a frame that waits would be taken instead, again and again
+            self._cb_iter = None  # what is left of the last time only tells that its time is over
             with self._turn:
                 self._guarded(super().spin_once, '')(0.0)
+            self._rest_only = False
+
+    def can_execute(self, entity: Any) -> bool:
+        return not (self._rest_only and isinstance(entity, Subscription | Timer)) and super().can_execute(entity)
 
     def _wait(self, subscriptions: list, timers: list, clients: list, services: list, guards: list, waitables: list,
               timeout_sec: float | None) -> Any:

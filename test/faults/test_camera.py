@@ -34,7 +34,7 @@ class Changing(FakeCamera):
 def camera(bench, monkeypatch):
     """(fake, node, frames heard, newest diagnostics)"""
     fake = Changing(Frame(np.zeros((48, 64, 3), np.uint8)))
-    monkeypatch.setattr(camera_node, 'open_camera', lambda config: fake.open())
+    monkeypatch.setattr(camera_node, 'open_camera', lambda config, wanted: fake.open())
     newest, images = bench.diagnostics('camera'), bench.listen(Image, 'image_raw', qos_profile_sensor_data)
     node = bench.start(CameraNode, source='synthetic', framerate=30.0, image_width=64, image_height=48)
     wait_for(lambda: images, 'a frame')

@@ -9,6 +9,7 @@ from functools import partial
 import cv2
 import numpy as np
 import pytest
+import rclpy
 from bench import image_bytes, image_message, wait_for
 from rclpy.qos import ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, TimeReference
@@ -337,27 +338,57 @@ def test_a_model_goes_straight_on_and_its_result_is_told_meanwhile(bench, paper_
 
 
 def test_others_get_their_turn_while_frame_after_frame_waits(bench, paper_bundle, monkeypatch):
-    monkeypatch.setattr(inference_node, 'STRAIGHT_ON_S', 0.1)
+    monkeypatch.setattr(inference_node, 'STRAIGHT_ON_S', 0.3)
     monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
     node = inference(bench, paper_bundle, delay_s=0.01)
-    monkeypatch.setattr(node._input, 'take', lambda: image_bytes(7, np.full((32, 32, 3), 200, np.uint8)))  # there is always one
+    image, turns, use, stop = image_bytes(7, np.full((32, 32, 3), 200, np.uint8)), [], node._input._callback, threading.Event()
+    monkeypatch.setattr(node._input, 'take', lambda: image)  # there is always one
+    monkeypatch.setattr(node._input, '_callback', lambda data: (turns.append(1) if node._enabled else None) or use(data))
     client = bench.probe.create_client(SetBool, 'inference/enable')
     assert client.wait_for_service(10.0)
-    bench.publisher(Image, 'image_preprocessed').publish(image_bytes(6, np.full((32, 32, 3), 200, np.uint8)))
-    wait_for(lambda: node.counts['published'] > 3, 'several results')
-    answer = client.call_async(SetBool.Request(data=False))
+    publisher = bench.publisher(Image, 'image_preprocessed')
+
+    def flood():
+        while not stop.wait(0.02):
+            publisher.publish(image)
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    wait_for(lambda: len(turns) > 1, 'turns of the frames')
+    before = len(turns)
+    wait_for(lambda: len(turns) > before, 'the next of them')
+    before, answer = len(turns), client.call_async(SetBool.Request(data=False))
     wait_for(answer.done, 'the answer')
-    assert answer.result().success
+    begun = len(turns) - before
+    stop.set()
+    thread.join()
+    assert begun <= 2, 'turns of the frames from the request to its answer'
 
 
-def test_results_that_wait_are_told_before_the_node_is_deactivated(bench, paper_bundle):
-    told = []
+def test_with_a_clock_of_its_own_each_frame_is_a_turn(bench, paper_bundle, monkeypatch):
+    monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
+    node = inference(bench, paper_bundle, use_sim_time=True)
+    taken = []
+    monkeypatch.setattr(node._input, 'take', lambda: taken.append(1))
+    publisher = bench.publisher(Image, 'image_preprocessed')
+    publisher.publish(image_bytes(1, np.full((32, 32, 3), 200, np.uint8)))
+    wait_for(lambda: node.counts['published'], 'a result')
+    assert not taken
+    node.set_parameters([rclpy.Parameter('use_sim_time', value=False)])
+    publisher.publish(image_bytes(2, np.full((32, 32, 3), 200, np.uint8)))
+    wait_for(lambda: taken, 'a look for the next frame')
+
+
+def test_results_that_wait_are_told_when_the_node_is_deactivated(bench, paper_bundle):
+    told, hang = [], threading.Event()
     node = inference(bench, paper_bundle)
-    node._aside.call(partial(time.sleep, 0.2))
+    node._aside.call(hang.wait)
     for n in range(3):
         node._aside.call(partial(told.append, n), here=True)  # not now: the others wait
     assert not told
     node._aside.call(lambda: 1 / 0)
+    hang.set()
     node.trigger_deactivate()
+    wait_for(lambda: node.counts['errors'] == 1, 'the last call')
     assert told == [0, 1, 2]
-    assert node.counts['errors'] == 1
+    wait_for(lambda: not node._aside._thread.is_alive(), 'the end of the thread')

@@ -80,7 +80,7 @@ class Doubles:
 @pytest.fixture
 def pipeline(bench, paper_bundle, monkeypatch):
     doubles = Doubles()
-    monkeypatch.setattr(camera_node, 'open_camera', lambda config: doubles)
+    monkeypatch.setattr(camera_node, 'open_camera', lambda config, wanted: doubles)
     monkeypatch.setattr(preprocess_node, 'resize', doubles.resize)
     monkeypatch.setattr(actuator_node, 'GuardedActuator', lambda *_, **__: doubles)
 
