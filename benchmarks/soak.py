@@ -127,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         state = Path(folder, 'actuator.state')
         given = dict(text.split(':=', 1) for text in options.arguments)
         extra = {'camera_node': ['-p', f'framerate:={options.framerate}'], 'actuator_node': ['-p', f'state_file:={state}']}
+        extra['pipeline'] = [part for arguments in extra.values() for part in arguments]  # composed:=true
         environment = {**os.environ, **transport_environment(os.environ)}
         children = {}
         with (options.out / 'nodes.log').open('w') as log:
