@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -117,6 +118,9 @@ class Bench:
                 node.destroy_node()
         finally:
             rclpy.try_shutdown()
+            self._running.clear()
+            del self.probe
+            gc.collect()  # a lifecycle node's services, and its participant with them, live until then
 
 
 def image_bytes(stamp_ns: int, image: np.ndarray | None = None, encoding: str = 'rgb8', frame_id: str = 'lens') -> bytes:

@@ -14,6 +14,15 @@ from rclpy.timer import Timer
 EVENTS_S = 0.2  # how long events are left out after they woke us for nothing
 
 
+def take_message(subscription: Any) -> tuple[Any, Any] | None:
+    """(message, the middleware's info) of the oldest message that waits; None without one, or when another thread has destroyed it."""
+    try:
+        with subscription.handle:
+            return subscription.handle.take_message(subscription.msg_type, subscription.raw)
+    except _rclpy.InvalidHandle:
+        return None
+
+
 class LeanExecutor(SingleThreadedExecutor):
     """Spins one node: takes subscriptions, timers and guard conditions itself, and leaves the rest to rclpy.
 
@@ -131,12 +140,7 @@ class LeanExecutor(SingleThreadedExecutor):
     def _call_subscription(subscription: Any) -> None:
         if not subscription.callback_group.can_execute(subscription):
             return
-        try:
-            with subscription.handle:
-                taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
-        except _rclpy.InvalidHandle:
-            return
-        if taken is not None:
+        if (taken := take_message(subscription)) is not None:
             kinds = getattr(Subscription, 'CallbackType', None)  # not on Humble
             only = kinds is None or subscription._callback_type is kinds.MessageOnly
             subscription.callback(*(taken[:1] if only else taken))

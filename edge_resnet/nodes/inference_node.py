@@ -102,7 +102,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
 
     def _on_image(self, data: Any) -> None:
         """A slow model goes straight on with a frame that has come meanwhile, and its result is told while it does. Others get their turn
-        every ``STRAIGHT_ON_S``, and after each frame with ``use_sim_time``: one of them is /clock."""
+        once ``STRAIGHT_ON_S`` have passed, and after each frame with ``use_sim_time``: one of them is /clock."""
         straight_on = self._takes_s > SLOW_S and not self.get_clock().ros_time_is_active
         until_s, here = time.monotonic() + (STRAIGHT_ON_S if straight_on else 0.0), True
         while data is not None and (classifier := self._classifier) is not None and self._may_infer():

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from builtin_interfaces.msg import Duration
-from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import TimeReference
@@ -17,6 +16,7 @@ from sensor_msgs.msg import TimeReference
 from edge_resnet.conversions import MAX_IMAGE_BYTES, read_stage
 from edge_resnet.exceptions import ResultError
 from edge_resnet.nodes.base import BEST_EFFORT_QOS, WARN, Health, ManagedNode, told
+from edge_resnet.nodes.executor import take_message
 from edge_resnet.nodes.frames import FRAME_QOS, Gate, local_topic, overridable, request_topic
 from edge_resnet.pipeline.demand import FrameDemand
 from edge_resnet.pipeline.latency import LOST, SUPERSEDED
@@ -68,7 +68,7 @@ class FrameInput:
         self._done_at_ns = 0  # until then it was busy, or had no use for a message
         self._transfer_s = 0.0  # from publishing to callback, when idle
         self._gate, self._wants, self._waits_s = Gate(), demand is None, REFRESH_S
-        self._slot: tuple[Any, int, int] | None = None  # frame, its number and when it was handed over, ns
+        self._slot: tuple[Any, int | None, int, int] | None = None  # what was handed over, as _accept takes it
         self._held: tuple[Any, float] | None = None  # a message that may be used, and when it arrived
         self._slot_lock = threading.Lock()
         self._slot_filled = node.create_guard_condition(self._on_slot)
@@ -197,7 +197,8 @@ class FrameInput:
         with self._slot_lock:
             if not self._local:
                 return False
-            self._slot = (frame, number, time.time_ns())
+            now_ns = time.time_ns()
+            self._slot = (frame, number, now_ns, now_ns)
         if self._wants and not (self.inline and self._node.at_once(self._on_slot, self._topic)):
             with self._slot_lock:
                 if self._local:  # else it was closed meanwhile
@@ -205,11 +206,13 @@ class FrameInput:
         return True
 
     def _on_slot(self) -> None:
-        if self._wants:
-            with self._slot_lock:
-                taken, self._slot = self._slot, None
-            if taken is not None:
-                self._accept(taken[0], taken[1], taken[2], taken[2])
+        if self._wants and (taken := self._from_slot()) is not None:
+            self._accept(*taken)
+
+    def _from_slot(self) -> tuple[Any, int | None, int, int] | None:
+        with self._slot_lock:
+            taken, self._slot = self._slot, None
+        return taken
 
     def _on_message(self, message: Any, info: Any) -> None:
         self._accept(message, *_numbers(info))
@@ -223,22 +226,15 @@ class FrameInput:
         """The frame that has come since the callback began, for a callback that goes straight on with it; None without one."""
         self._done_at_ns = time.time_ns()
         if self._local:  # what is published for others, too, is not read
-            with self._slot_lock:
-                slot, self._slot = self._slot, None
-            if slot is None:
-                return None
-            self._count(slot[1], slot[2], slot[2])
-            return slot[0]
-        handle = self._subscription.handle
-        try:
-            with handle:
-                taken = handle.take_message(self._kind, self._raw)
-        except _rclpy.InvalidHandle:  # closed by another thread
-            return None
+            taken = self._from_slot()
+        else:
+            read = take_message(self._subscription)
+            taken = (read[0], *_numbers(read[1])) if read is not None else None
         if taken is None:
             return None
-        self._count(*_numbers(taken[1]))
-        self._release(taken[0])
+        self._count(*taken[1:])
+        if not self._local:
+            self._release(taken[0])
         return taken[0]
 
     def _accept(self, message: Any, sequence: int | None, received_ns: int, sent_ns: int) -> None:
@@ -310,8 +306,7 @@ class Polled:
     through rclpy's executor. Messages are CDR bytes if ``raw``."""
 
     def __init__(self, node: ManagedNode, kind: type, topic: str, qos: QoSProfile = POLLED_QOS, *, raw: bool = False) -> None:
-        self._node, self._kind, self._raw = node, kind, raw
-        gate = Gate()
+        self._node, gate = node, Gate()
         gate.open = False
         self._subscription = node.create_subscription(
             kind, topic, lambda message: None, qos, raw=raw, callback_group=gate,
@@ -319,10 +314,8 @@ class Polled:
 
     def take(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         """What has come since the last call: messages, oldest first, and the middleware's info of each."""
-        handle = self._subscription.handle
-        with handle:
-            while (taken := handle.take_message(self._kind, self._raw)) is not None:
-                yield taken
+        while (taken := take_message(self._subscription)) is not None:
+            yield taken
 
     def close(self) -> None:
         self._node.destroy_subscription(self._subscription)

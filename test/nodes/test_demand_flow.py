@@ -53,8 +53,8 @@ class Chain:
 
 
 def publish_only(monkeypatch):
-    """From now on nothing is handed over. Not by contexts of their own: several participants in one process may lock each other out when their
-    endpoints are destroyed (Fast-DDS #6502)."""
+    """From now on nothing is handed over. Not by contexts of their own: each would have a participant, and the more of them come and go, the
+    sooner one locks itself out (Fast-DDS #6502)."""
     for module in (frames, inputs):
         monkeypatch.setattr(module, 'local_topic', lambda node, topic: LocalTopic())
 
@@ -171,8 +171,7 @@ def test_frames_that_nobody_wants_are_not_decoded(bench, paper_bundle, tmp_path,
     assert published <= len(decoded) - before < captured * 2 / 3
     camera, counts = chain.camera, chain.camera.counts
     wait_for(lambda: captured_of(camera) == counts['published'] + counts[NOT_ASKED] + counts[OVERWRITTEN], 'the account of frames')
-    ages = [(stamp_ns(later.header) - stamp_ns(earlier.header)) / 1e9 for earlier, later in pairwise(chain.results)]
-    assert min(ages) > 0
+    assert all(stamp_ns(earlier.header) < stamp_ns(later.header) for earlier, later in pairwise(chain.results))
     every = bench.listen(Image, 'image_raw', qos_profile_sensor_data)
     wait_for(lambda: len(every) > 10, 'every frame')
     before = len(decoded), camera._grabber.captured

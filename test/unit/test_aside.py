@@ -1,3 +1,5 @@
+"""Calls beside what their owner does."""
+
 import threading
 
 from edge_resnet.nodes.aside import WAITING, Aside
@@ -23,7 +25,7 @@ def test_one_that_hangs_holds_up_the_caller_once_a_few_wait_and_not_the_end():
     hang.set()
     thread.join(10.0)
     assert len(given) == WAITING + 5
-    aside.close()
+    aside.close(within_s=10.0)
     assert made == given
 
 
@@ -36,5 +38,5 @@ def test_here_means_now_unless_others_wait():
     began.wait(10.0)
     aside.call(lambda: made.append(threading.current_thread()), here=True)
     hang.set()
-    aside.close()
-    assert made[1] not in (threading.current_thread(), None)
+    aside.close(within_s=10.0)
+    assert made[1] is not threading.current_thread()
