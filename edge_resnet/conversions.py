@@ -10,8 +10,7 @@ import os
 import struct
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +19,8 @@ from edge_resnet.pipeline.postprocessing import Score
 
 MAX_IMAGE_BYTES = 50_000_000
 MAX_SIDE = 16_384
+MAX_RESULTS = 10_000
+MAX_DURATION_S = 2e9
 os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')  # what can't be read is told once, not by every try
 os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(MAX_IMAGE_BYTES // 3))  # a compressed image may not unpack to more
 
@@ -33,8 +34,7 @@ ENCODINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Stamp:
+class Stamp(NamedTuple):
     """builtin_interfaces/Time."""
 
     sec: int = 0
@@ -45,16 +45,21 @@ class Stamp:
         return cls(*divmod(ns, 1_000_000_000))
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """std_msgs/Header."""
 
-    stamp: Stamp = field(default_factory=Stamp)
+    stamp: Stamp = Stamp()
     frame_id: str = ''
 
 
-@dataclass(frozen=True)
-class ImageView:
+class Results(NamedTuple):
+    """A vision_msgs/Classification: what was seen, best score first; ``class_id`` is the label text."""
+
+    header: Header
+    scores: Sequence[Score]
+
+
+class ImageView(NamedTuple):
     """A sensor_msgs/Image whose ``data`` is still where it was received, not copied."""
 
     header: Header
@@ -74,45 +79,42 @@ def stamp_ns(header: Any) -> int:
     return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
 
 
-class _Cdr:
-    """Reads plain CDR (the serialization of every ROS 2 middleware) with its alignment and either byte order."""
+# Plain CDR is the serialization of every ROS 2 middleware: four bytes that tell of it, then each number aligned to its size.
+_ORDERS = {b'\0\1': '<', b'\0\0': '>'}
 
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = memoryview(data), 4
-        if len(data) < 4 or data[0] != 0 or data[1] > 1:
-            raise ImageError(f'message starts with {bytes(data[:4]).hex()}, expected a plain CDR header')
-        self._order = '<' if data[1] else '>'
 
-    def number(self, code: str) -> int:
-        size = struct.calcsize(code)
-        self._at += -(self._at - 4) % size
-        value = struct.unpack_from(self._order + code, self._data, self._at)[0]
-        self._at += size
-        return value
+def _read_text(data: bytes, at: int, length: int) -> str:
+    return struct.unpack_from(f'{length}s', data, at)[0].split(b'\0', 1)[0].decode('utf-8', 'replace')
 
-    def octets(self) -> memoryview:
-        count = self.number('I')
-        if self._at + count > len(self._data):
-            raise ImageError(f'message is cut off: {count} bytes announced, {len(self._data) - self._at} left')
-        self._at += count
-        return self._data[self._at - count:self._at]
 
-    def text(self) -> str:
-        return bytes(self.octets()).rstrip(b'\0').decode('utf-8', 'replace')
+def _read_header(order: str, data: bytes) -> tuple[Header, int]:
+    """The std_msgs/Header that ``data`` begin with, and where the next number is."""
+    sec, nanosec, length = struct.unpack_from(order + 'iII', data, 4)
+    return Header(Stamp(sec, nanosec), _read_text(data, 16, length)), 16 + length + -length % 4
 
-    def header(self) -> Header:
-        return Header(Stamp(self.number('i'), self.number('I')), self.text())
+
+def _write_header(header: Any) -> bytes:
+    return _aligned(b'\0\1\0\0' + struct.pack('<iI', header.stamp.sec, header.stamp.nanosec) + _text(header.frame_id))
 
 
 def read_image(data: bytes | ImageView) -> ImageView:
     """The sensor_msgs/Image in the CDR bytes of a raw subscription; ImageError when they don't hold one. A view was handed over as it is."""
     if isinstance(data, ImageView):
         return data
+    if (order := _ORDERS.get(bytes(data[:2]))) is None or len(data) < 4:
+        raise ImageError(f'message starts with {bytes(data[:4]).hex()}, expected a plain CDR header')
     try:
-        cdr = _Cdr(data)
-        return ImageView(cdr.header(), cdr.number('I'), cdr.number('I'), cdr.text(), cdr.number('B'), cdr.number('I'), cdr.octets())
-    except struct.error as error:
+        header, at = _read_header(order, data)
+        height, width, length = struct.unpack_from(order + 'III', data, at)
+        encoding, at = _read_text(data, at + 12, length), at + 12 + length
+        is_bigendian = data[at]
+        step, length = struct.unpack_from(order + 'II', data, at := at + 1 + -(at + 1) % 4)
+    except (struct.error, IndexError) as error:
         raise ImageError(f'message is cut off: {len(data)} bytes') from error
+    pixels = memoryview(data)[at + 8:at + 8 + length]
+    if len(pixels) < length:
+        raise ImageError(f'message is cut off: {length} bytes announced, {len(pixels)} left')
+    return ImageView(header, height, width, encoding, is_bigendian, step, pixels)
 
 
 def view_of(header: Any, image: np.ndarray, encoding: str) -> ImageView:
@@ -121,36 +123,47 @@ def view_of(header: Any, image: np.ndarray, encoding: str) -> ImageView:
     return ImageView(header, height, width, encoding, 0, image.size // height, np.ascontiguousarray(image).reshape(-1).data)
 
 
-def write_view(image: ImageView) -> bytes:
-    """CDR bytes of a sensor_msgs/Image, to hand to ``Publisher.publish``."""
-    head = b'\0\1\0\0' + struct.pack('<iI', image.header.stamp.sec, image.header.stamp.nanosec)
-    head = _aligned(head + _text(image.header.frame_id)) + struct.pack('<II', image.height, image.width)
-    head = _aligned(head + _text(image.encoding) + bytes([image.is_bigendian])) + struct.pack('<II', image.step, len(image.data))
-    return b''.join((head, image.data))
+def write_head(image: ImageView) -> bytes:
+    """CDR bytes of a sensor_msgs/Image as far as its ``data``, which end it; its stamp is in bytes 4 to 12."""
+    head = _write_header(image.header) + struct.pack('<II', image.height, image.width)
+    return _aligned(head + _text(image.encoding) + bytes([image.is_bigendian])) + struct.pack('<II', image.step, len(image.data))
 
 
 def write_image(header: Any, image: np.ndarray, encoding: str) -> bytes:
-    """CDR bytes of a sensor_msgs/Image for ``image`` as ``view_of`` takes it."""
-    return write_view(view_of(header, image, encoding))
+    """CDR bytes of a sensor_msgs/Image for ``image`` as ``view_of`` takes it, to hand to ``Publisher.publish``."""
+    view = view_of(header, image, encoding)
+    return b''.join((write_head(view), view.data))
 
 
 def write_stage(source: str, header: Any, time_ns: int) -> bytes:
     """CDR bytes of the sensor_msgs/TimeReference that tells when stage ``source`` was through with the frame of ``header``."""
-    head = _aligned(b'\0\1\0\0' + struct.pack('<iI', header.stamp.sec, header.stamp.nanosec) + _text(header.frame_id))
-    return head + struct.pack('<iI', *divmod(time_ns, 1_000_000_000)) + _text(source)
+    return _write_header(header) + struct.pack('<iI', *divmod(time_ns, 1_000_000_000)) + _text(source)
 
 
 def read_stage(data: bytes) -> tuple[str, int, int]:
     """(source, stamp of the frame in ns, time in ns) of a TimeReference's CDR bytes; ResultError when they don't hold one."""
     try:
-        order = {b'\0\1': '<', b'\0\0': '>'}[bytes(data[:2])]
-        sec, nanosec, length = struct.unpack_from(order + 'iII', data, 4)
-        at = 16 + length + -length % 4
+        header, at = _read_header(order := _ORDERS[bytes(data[:2])], data)
         time_s, time_ns, length = struct.unpack_from(order + 'iII', data, at)
-        source = struct.unpack_from(f'{length}s', data, at + 12)[0].rstrip(b'\0').decode('utf-8', 'replace')
+        source = _read_text(data, at + 12, length)
     except (struct.error, KeyError) as error:
         raise ResultError(f'stage record of {len(data)} bytes: {error}') from error
-    return source, sec * 1_000_000_000 + nanosec, time_s * 1_000_000_000 + time_ns
+    return source, stamp_ns(header), time_s * 1_000_000_000 + time_ns
+
+
+def write_duration(seconds: float) -> bytes:
+    """CDR bytes of a builtin_interfaces/Duration, which holds 63 years."""
+    seconds = min(max(seconds, -MAX_DURATION_S), MAX_DURATION_S)
+    return b'\0\1\0\0' + struct.pack('<iI', *divmod(round(seconds * 1e9), 1_000_000_000))
+
+
+def read_duration(data: bytes) -> float:
+    """Seconds of the builtin_interfaces/Duration in CDR bytes; ResultError when they don't hold one."""
+    try:
+        sec, nanosec = struct.unpack_from(_ORDERS[bytes(data[:2])] + 'iI', data, 4)
+    except (struct.error, KeyError) as error:
+        raise ResultError(f'duration of {len(data)} bytes: {error}') from error
+    return sec + nanosec / 1e9
 
 
 def _text(text: str) -> bytes:
@@ -247,15 +260,31 @@ def compressed_array(data: Any) -> tuple[np.ndarray, str]:
     return image, 'bgr'
 
 
-def classification_message(header: Any, results: Sequence[Score]) -> Any:
-    """vision_msgs/Classification with ``header`` as it is, best score first; ``class_id`` is the label text."""
-    from vision_msgs.msg import Classification, ObjectHypothesis
+def write_results(results: Results) -> bytes:
+    """CDR bytes of a vision_msgs/Classification."""
+    data = bytearray(_write_header(results.header) + struct.pack('<I', len(results.scores)))
+    for entry in results.scores:
+        data += b'\0' * (-len(data) % 4) + _text(entry.label)
+        data += b'\0' * (-(len(data) - 4) % 8) + struct.pack('<d', entry.score)
+    return bytes(data)
 
-    return Classification(header=header, results=[ObjectHypothesis(class_id=entry.label, score=entry.score) for entry in results])
 
-
-def read_classification(message: Any) -> list[Score]:
-    """The results of a vision_msgs/Classification. Scores are not judged here, the decision gate does that."""
-    if len(message.results) > 10_000:
-        raise ResultError(f'classification has {len(message.results)} results, expected at most 10000')
-    return [Score(entry.class_id, entry.score) for entry in message.results]
+def read_results(data: bytes | Results) -> Results:
+    """The vision_msgs/Classification in the CDR bytes of a raw subscription; ResultError when they don't hold one. Scores are not judged here,
+    the decision gate does that."""
+    if isinstance(data, Results):
+        return data
+    try:
+        header, at = _read_header(order := _ORDERS[bytes(data[:2])], data)
+        count, = struct.unpack_from(order + 'I', data, at)
+        if count > MAX_RESULTS:
+            raise ResultError(f'classification has {count} results, expected at most {MAX_RESULTS}')
+        scores, at = [], at + 4
+        for _ in range(count):
+            length, = struct.unpack_from(order + 'I', data, at := at + -at % 4)
+            score, = struct.unpack_from(order + 'd', data, ends := at + 4 + length + -(at + length) % 8)
+            scores.append(Score(_read_text(data, at + 4, length), score))
+            at = ends + 8
+    except (struct.error, KeyError) as error:
+        raise ResultError(f'classification of {len(data)} bytes: {error}') from error
+    return Results(header, scores)

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {  # module -> (its tests, the functions whose mutants count)
     'edge_resnet/pipeline/decision.py': (('test/unit/test_decision.py',), ''),
-    'edge_resnet/conversions.py': (('test/unit/test_conversions.py',), r'check_image|read_image|_rows|_Cdr'),
+    'edge_resnet/conversions.py': (('test/unit/test_conversions.py',), r'check_image|read_image|_rows|_read_text|_read_header|read_results'),
 }
 
 

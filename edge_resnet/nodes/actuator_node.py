@@ -16,7 +16,7 @@ from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo
 
-from edge_resnet.conversions import read_classification, stamp_ns
+from edge_resnet.conversions import Results, read_results, stamp_ns
 from edge_resnet.exceptions import BackendError
 from edge_resnet.hardware.actuators import BACKENDS, MAX_GPIO_PIN, HeldOff, default_state_file
 from edge_resnet.hardware.guard import GuardedActuator
@@ -103,7 +103,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
 
     def activate(self) -> None:
         self._gate.reset()
-        self._input = FrameInput(self, Classification, 'classification', self._on_classification, raw=False, inline=True)
+        self._input = FrameInput(self, Classification, 'classification', self._on_classification, inline=True)
 
     def deactivate(self) -> None:
         self._watchdog.cancel()
@@ -120,13 +120,14 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
             if actuator is not None:
                 actuator.close()
 
-    def _on_classification(self, message: Classification) -> None:
-        now_ns, captured_ns = self.now_ns(), stamp_ns(message.header)
+    def _on_classification(self, data: bytes | Results) -> None:
+        now_ns, (header, scores) = self.now_ns(), read_results(data)
+        captured_ns = stamp_ns(header)
         age_s = (now_ns - captured_ns) / 1e9 if now_ns > 0 and captured_ns > 0 else math.nan  # 0: use_sim_time without a /clock
-        self._command(self._gate.observe(read_classification(message), age_s))
+        self._command(self._gate.observe(scores, age_s))
         commanded_ns = self.now_ns()
-        self.stage(ACTUATOR_STARTED, message.header, now_ns)
-        self.stage(ACTUATOR_COMMANDED, message.header, commanded_ns)
+        self.stage(ACTUATOR_STARTED, header, now_ns)
+        self.stage(ACTUATOR_COMMANDED, header, commanded_ns)
 
     def _on_labels(self, message: LabelInfo) -> None:
         self._labels = tuple(entry.class_name for entry in message.class_map)

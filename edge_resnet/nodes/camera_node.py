@@ -15,11 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 import yaml
+from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Header
+from std_msgs.msg import Header as HeaderMessage
 from vision_msgs.msg import Classification
 
-from edge_resnet.conversions import Stamp, classification_message, view_of
+from edge_resnet.conversions import Header, Results, Stamp, view_of, write_results
 from edge_resnet.exceptions import ParameterError
 from edge_resnet.hardware.cameras import CameraConfig, check_camera_config, open_camera
 from edge_resnet.hardware.grabber import FrameGrabber, StampedFrame
@@ -148,9 +149,7 @@ class CameraNode(ManagedNode[CameraParameters]):
             return
         self._demand.used()
         image = flipped(taken.frame.image, self.parameters.flip)
-        header = Header(frame_id=self.parameters.frame_id)
-        stamp = Stamp.from_ns(taken.stamp_ns)
-        header.stamp.sec, header.stamp.nanosec = stamp.sec, stamp.nanosec
+        header = Header(Stamp.from_ns(taken.stamp_ns), self.parameters.frame_id)
         captured_ns = self.now_ns()
         self._image.publish(view_of(header, image, 'bgr8'))
         self.stage(CAPTURED, header, captured_ns)
@@ -158,14 +157,15 @@ class CameraNode(ManagedNode[CameraParameters]):
         if self._info.get_subscription_count():
             self._publish_info(header, image)
         if taken.frame.label and self._truth.get_subscription_count():
-            self._truth.publish(classification_message(header, [Score(taken.frame.label, 1.0)]))
+            self._truth.publish(write_results(Results(header, [Score(taken.frame.label, 1.0)])))
         if self._compressed.get_subscription_count():
             _, jpeg = cv2.imencode('.jpg', image, (cv2.IMWRITE_JPEG_QUALITY, self.parameters.jpeg_quality))
-            self._compressed.publish(CompressedImage(header=header, format='bgr8; jpeg compressed bgr8', data=array('B', jpeg.tobytes())))
+            data = array('B', jpeg.tobytes())
+            self._compressed.publish(CompressedImage(header=header_message(header), format='bgr8; jpeg compressed bgr8', data=data))
         self._watch_freshness(taken)
 
     def _publish_info(self, header: Header, image: np.ndarray) -> None:
-        self._camera_info.header = header
+        self._camera_info.header = header_message(header)
         if (image.shape[1], image.shape[0]) != (self._camera_info.width, self._camera_info.height):
             scale_camera_info(self._camera_info, image.shape[1], image.shape[0])
         self._info.publish(self._camera_info)
@@ -201,6 +201,10 @@ class CameraNode(ManagedNode[CameraParameters]):
             'Frame rate (Hz)': self.rate('captured'), 'Requested rate (Hz)': self.parameters.framerate, 'Captured': grabber.captured,
             'Published': self.counts['published'], OVERWRITTEN: self.counts[OVERWRITTEN], NOT_ASKED: self.counts[NOT_ASKED],
             'Source failures': grabber.failures, 'Source hangs': grabber.hangs})
+
+
+def header_message(header: Header) -> HeaderMessage:
+    return HeaderMessage(stamp=Time(sec=header.stamp.sec, nanosec=header.stamp.nanosec), frame_id=header.frame_id)
 
 
 def flipped(image: Any, flip: str) -> Any:

@@ -15,7 +15,7 @@ from sensor_msgs.msg import Temperature
 from std_msgs.msg import Bool
 from vision_msgs.msg import Classification
 
-from edge_resnet.conversions import read_classification, stamp_ns
+from edge_resnet.conversions import read_results, stamp_ns
 from edge_resnet.nodes.base import LATCHED_QOS, RECORD_QOS, ManagedNode
 from edge_resnet.nodes.frames import FRAME_QOS
 from edge_resnet.nodes.inputs import Polled, StageTimes
@@ -63,32 +63,31 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
         self._dropped: dict[str, int] = {}
         self._line_at = time.monotonic()
         self.run = Run()
-        for kind, topic, callback, qos in (
-                (Classification, 'classification', self._on_classification, FRAME_QOS),
-                (Classification, 'ground_truth', self._on_truth, RECORD_QOS),
-                (Bool, 'actuator/state', self._on_actuator, LATCHED_QOS)):
-            self.create_subscription(kind, topic, callback, qos)
+        self.create_subscription(Classification, 'classification', self._on_classification, FRAME_QOS, raw=True)
+        self.create_subscription(Classification, 'ground_truth', self._on_truth, RECORD_QOS, raw=True)
+        self.create_subscription(Bool, 'actuator/state', self._on_actuator, LATCHED_QOS)
         self._stages, self._temperatures = StageTimes(self), Polled(self, Temperature, 'cpu_temperature')
         self._healths = Polled(self, DiagnosticArray, '/diagnostics')
         self.create_timer(self.parameters.period_s, self._print, clock=self._steady)
 
-    def _on_truth(self, message: Classification) -> None:
-        label = message.results[0].class_id
+    def _on_truth(self, data: bytes) -> None:
+        header, scores = read_results(data)
+        label = scores[0].label
         if self._last_truth and label != self._last_truth:  # the image before has had its time: what did it lead to?
             self.run.images += 1
             self.run.images_right += self._actuator_on == (self._last_truth == self.parameters.target_class)
         self._last_truth = label
-        self._truth[stamp_ns(message.header)] = label
+        self._truth[stamp_ns(header)] = label
         while len(self._truth) > KEPT:
             self._truth.popitem(last=False)
 
-    def _on_classification(self, message: Classification) -> None:
-        results = read_classification(message)
+    def _on_classification(self, data: bytes) -> None:
+        header, scores = read_results(data)
         self.counts['results'] += 1
-        self._best = (results[0].label, results[0].score) if results else ('nothing', 0.0)
+        self._best = (scores[0].label, scores[0].score) if scores else ('nothing', 0.0)
         if self.counts['results'] == 1:
             print(f'first classification: {self._best[0]} {self._best[1]:.2f}', flush=True)
-        truth = self._truth.get(stamp_ns(message.header))
+        truth = self._truth.get(stamp_ns(header))
         if truth is not None:
             self.run.frames += 1
             self.run.frames_right += self._best[0] == truth

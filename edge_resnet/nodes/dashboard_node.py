@@ -18,7 +18,7 @@ from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification
 
-from edge_resnet.conversions import image_array, read_classification, read_image, stamp_ns
+from edge_resnet.conversions import image_array, read_image, read_results, stamp_ns
 from edge_resnet.exceptions import BackendError
 from edge_resnet.nodes.base import BEST_EFFORT_QOS, LATCHED_QOS, OK, Health, ManagedNode
 from edge_resnet.nodes.frames import FRAME_QOS, request_topic
@@ -83,7 +83,8 @@ class DashboardNode(ManagedNode[DashboardParameters]):
         if not is_loopback(p.host):
             self.get_logger().warning(f'host is {p.host}: whoever reaches this machine over the network sees the picture and can press the buttons')
         self._stages = StageTimes(self)
-        self._healths, self._results = Polled(self, DiagnosticArray, '/diagnostics'), Polled(self, Classification, 'classification', FRAME_QOS)
+        self._healths = Polled(self, DiagnosticArray, '/diagnostics')
+        self._results = Polled(self, Classification, 'classification', FRAME_QOS, raw=True)
         self._actuator = Polled(self, Bool, 'actuator/state', LATCHED_QOS)
         self._inputs = [self._stages, self._healths, self._results, self._actuator]
         self._timer = self.create_timer(PERIOD_S, self._tick, clock=self._steady)
@@ -107,9 +108,8 @@ class DashboardNode(ManagedNode[DashboardParameters]):
             for status in array.status:
                 self._state.diagnostic(status.name, status.level[0], status.message, {entry.key: entry.value for entry in status.values},
                                        stamp_ns(array.header) / 1e9)
-        for message, _ in self._results.take():
-            self._state.result([(entry.label, entry.score) for entry in read_classification(message)])
-            self._result = (stamp_ns(message.header), time.monotonic())
+        for data, _ in self._results.take():
+            self.guarded(self._on_result, 'classification')(data)
         for message, _ in self._actuator.take():
             self._state.actuator(message.data)
         self._state.tick()
@@ -121,6 +121,11 @@ class DashboardNode(ManagedNode[DashboardParameters]):
             self._watch(server.viewers > 0)
             if server.viewers:
                 server.push({**self._state.snapshot(), 'picture': self._encoded()})
+
+    def _on_result(self, data: bytes) -> None:
+        header, scores = read_results(data)
+        self._state.result([(entry.label, entry.score) for entry in scores])
+        self._result = (stamp_ns(header), time.monotonic())
 
     def _watch(self, wanted: bool) -> None:
         """Have the picture's topic subscribed to exactly while it is ``wanted``, by one who could ask for frames and leaves that to inference:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
@@ -44,12 +45,11 @@ class LeanExecutor(SingleThreadedExecutor):
         self._rest_only = False
 
     def spin_once(self, timeout_sec: float | None = None) -> None:
-        node, open_ = self._node, self.can_execute
-        subscriptions, timers = [*filter(open_, node.subscriptions)], [*filter(open_, node.timers)]
-        clients, services = [*filter(open_, node.clients)], [*filter(open_, node.services)]
+        node = self._node
+        subscriptions = [entity for entity in node.subscriptions if entity.callback_group.can_execute(entity)]  # only a Gate may be shut
+        timers, clients, services = [*node.timers], [*node.clients], [*node.services]
         own = [guard for guard in (self._guard, self._sigint_gc) if guard is not None]  # none left after shutdown
-        guards, waitables = [*filter(open_, node.guards), *own], [*filter(open_, node.waitables)]
-        waitables = waitables if time.monotonic() >= self._events_from_s else []
+        guards, waitables = [*node.guards, *own], [*node.waitables] if time.monotonic() >= self._events_from_s else []
         entered: list[Any] = []
         try:
             for entity in (*subscriptions, *timers, *clients, *services, *guards):
@@ -59,23 +59,23 @@ class LeanExecutor(SingleThreadedExecutor):
                 waitable.__enter__()
                 entered.append(waitable)
             wait_set = self._wait(subscriptions, timers, clients, services, guards, waitables, timeout_sec)
-            calls = [(call, entity) for call, kind, entities in (
-                (self._call_guard, 'guard_condition', guards), (self._call_subscription, 'subscription', subscriptions),
-                (self._call_timer, 'timer', timers))
-                if (ready := wait_set.get_ready_entities(kind)) for entity in entities if entity.handle.pointer in ready]
+            frames = self._ready(wait_set, 'subscription', subscriptions)
+            for subscription in frames:  # before looking at the rest: a frame waits, and after a pause each line is slow
+                self._call(self._call_subscription, subscription)
+            calls = [(call, entity) for call, kind, entities in ((self._call_guard, 'guard_condition', guards), (self._call_timer, 'timer', timers))
+                     for entity in self._ready(wait_set, kind, entities)]
         except ShutdownException:
             return
         except _rclpy.InvalidHandle:  # another thread destroyed one
             return
-        finally:  # before the calls: what one of them destroys is to be gone at once
+        finally:
             for handle in entered:
                 handle.__exit__(None, None, None)
-        for call, entity in calls:  # before looking at the rest: a frame waits, and after a pause each line is slow
-            with self._turn:
-                self._guarded(call, self._where(entity))(entity)
-        others = bool(wait_set.get_ready_entities('client') or wait_set.get_ready_entities('service') or self._tasks
+        for call, entity in calls:
+            self._call(call, entity)
+        others = bool(wait_set.get_ready_entities('client') or wait_set.get_ready_entities('service') or getattr(self, '_tasks', ())
                       or any(waitable.is_ready(wait_set) for waitable in waitables))
-        if not calls and not others and waitables:  # in Fast DDS a message that is left unread sets the condition of its reader's events, too
+        if not (frames or calls or others) and waitables:  # in Fast DDS a message that is left unread sets the condition of its reader's events, too
             self._events_from_s = time.monotonic() + EVENTS_S
         if others:
             self._rest_only = True  # or a frame that waits would be taken instead, again and again
@@ -83,6 +83,15 @@ class LeanExecutor(SingleThreadedExecutor):
             with self._turn:
                 self._guarded(super().spin_once, '')(0.0)
             self._rest_only = False
+
+    @staticmethod
+    def _ready(wait_set: Any, kind: str, entities: list[Any]) -> list[Any]:
+        ready = wait_set.get_ready_entities(kind)
+        return [entity for entity in entities if entity.handle.pointer in ready] if ready else []
+
+    def _call(self, call: Callable[[Any], None], entity: Any) -> None:
+        with self._turn:
+            self._guarded(call, self._where(entity))(entity)
 
     def can_execute(self, entity: Any) -> bool:
         return not (self._rest_only and isinstance(entity, Subscription | Timer)) and super().can_execute(entity)

@@ -14,7 +14,8 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
-from edge_resnet.conversions import ImageView, write_view
+from edge_resnet.conversions import ImageView, Results, read_duration, write_results
+from edge_resnet.nodes.image_writer import ImageWriter
 
 # The freshest frame only. Reliable, so that frames also get through Fast DDS's defaults, and so that a publisher reaches
 # reliable and best-effort subscribers alike; with a history of one nothing is ever queued behind a slow reader.
@@ -65,21 +66,25 @@ class FrameOutput:
     def __init__(self, node: Any, kind: type, topic: str, on_request: Callable[[float], None] | None = None) -> None:
         self._node = node
         self.publisher = node.create_publisher(kind, topic, **overridable(FRAME_QOS))
+        self._images = ImageWriter(self.publisher)
         self.topic = self.publisher.topic_name
         self._number = 0
         self._local = local_topic(node, self.topic)
         self._on_request = on_request
         if on_request is not None:
             node.create_subscription(Duration, request_topic(self.topic),
-                                     lambda message: on_request(message.sec + message.nanosec / 1e9), FRAME_QOS)
+                                     lambda data: on_request(read_duration(data)), FRAME_QOS, raw=True)
         self._local.outputs.append(self)
 
     def publish(self, frame: Any) -> None:
-        """``frame``: a message, or an ImageView, whose array nobody may write to from now on."""
+        """``frame``: a message, CDR bytes, Results, or an ImageView, whose array nobody may write to from now on."""
         self._number += 1
         handed_over = sum([receiver.hand_over(frame, self._number) for receiver in tuple(self._local.inputs)])
         if self.publisher.get_subscription_count() > handed_over:
-            self.publisher.publish(write_view(frame) if isinstance(frame, ImageView) else frame)
+            if isinstance(frame, ImageView):
+                self._images.publish(frame)
+            else:
+                self.publisher.publish(write_results(frame) if isinstance(frame, Results) else frame)
 
     def request(self, in_s: float) -> bool:
         """As a request on the topic, called by an input in this process from its thread; False when it has to be published."""

@@ -14,7 +14,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo, VisionClass
 
-from edge_resnet.conversions import classification_message, image_array, read_image
+from edge_resnet.conversions import Results, image_array, read_image
 from edge_resnet.nodes.aside import Aside
 from edge_resnet.nodes.base import LATCHED_QOS, OK, WARN, Health, ManagedNode
 from edge_resnet.nodes.inputs import FrameInput, Polled
@@ -147,11 +147,9 @@ class InferenceNode(ManagedNode[InferenceParameters]):
             self._governor.worked((done_ns - started_ns) / 1e9)
 
         def tell() -> None:
-            header = Header(frame_id=image.header.frame_id)
-            header.stamp.sec, header.stamp.nanosec = image.header.stamp.sec, image.header.stamp.nanosec
-            self._output.publish(classification_message(header, top_k(scores, classifier.bundle.labels, p.max_results, p.score_threshold)))
-            self.stage(INFERENCE_STARTED, header, started_ns)
-            self.stage(INFERENCE_DONE, header, done_ns)
+            self._output.publish(Results(image.header, top_k(scores, classifier.bundle.labels, p.max_results, p.score_threshold)))
+            self.stage(INFERENCE_STARTED, image.header, started_ns)
+            self.stage(INFERENCE_DONE, image.header, done_ns)
             now_s = time.monotonic()
             if self._drift is not None and self._drift.due(now_s):  # after all that somebody waits for
                 self._drift.see(pixels, now_s)

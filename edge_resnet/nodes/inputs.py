@@ -13,7 +13,7 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import TimeReference
 
-from edge_resnet.conversions import MAX_IMAGE_BYTES, read_stage
+from edge_resnet.conversions import MAX_IMAGE_BYTES, read_stage, write_duration
 from edge_resnet.exceptions import ResultError
 from edge_resnet.nodes.base import BEST_EFFORT_QOS, WARN, Health, ManagedNode, told
 from edge_resnet.nodes.executor import take_message
@@ -71,6 +71,7 @@ class FrameInput:
         self._slot: tuple[Any, int | None, int, int] | None = None  # what was handed over, as _accept takes it
         self._held: tuple[Any, float] | None = None  # a message that may be used, and when it arrived
         self._slot_lock = threading.Lock()
+        self._oversized = False
         self._slot_filled = node.create_guard_condition(self._on_slot)
         self._timer = node.create_timer(REFRESH_S if asks or demand is not None else REFRESH_IDLE_S, self._on_timer, clock=node._steady)
         self._subscription = self._subscribe(FRAME_QOS)
@@ -119,8 +120,7 @@ class FrameInput:
         in_s -= self._transfer_s
         outputs, requests = self._local_topic.outputs if self._local else (), self._requests
         if requests is not None and not (outputs and all(output.request(in_s) for output in outputs)):
-            in_ns = round(in_s * 1e9)
-            requests.publish(Duration(sec=in_ns // 1_000_000_000, nanosec=in_ns % 1_000_000_000))
+            requests.publish(write_duration(in_s))
 
     def want(self, in_s: float, takes_s: float) -> None:
         """``demand``'s frame is wanted, processed, in ``in_s`` seconds, and processing takes ``takes_s``."""
@@ -166,6 +166,7 @@ class FrameInput:
             if wait_s > 0:
                 if not math.isfinite(wait_s) or demand.wait_s() > 0:
                     self._held = None  # nobody wants it any more, or a fresher one comes before it is wanted
+                    wait_s = demand.wait_s()
                 self._set_wants(self._held is not None)
                 return self._look_again(wait_s)
             (message, _), self._held = self._held, None
@@ -206,6 +207,9 @@ class FrameInput:
         return True
 
     def _on_slot(self) -> None:
+        if self._oversized:
+            self._oversized = False
+            self._renew(self.qos)
         if self._wants and (taken := self._from_slot()) is not None:
             self._accept(*taken)
 
@@ -220,7 +224,8 @@ class FrameInput:
 
     def _release(self, message: Any) -> None:
         if self._raw and len(message) > MAX_IMAGE_BYTES:  # a reader keeps a buffer of the largest message that it ever got
-            self._renew(self.qos)
+            self._oversized = True
+            self._slot_filled.trigger()  # not here: the executor holds the reader
 
     def take(self) -> Any:
         """The frame that has come since the callback began, for a callback that goes straight on with it; None without one."""
@@ -291,7 +296,8 @@ class FrameInput:
 
     def close(self) -> None:
         with self._slot_lock:
-            self._local = False
+            self._local = self._oversized = False
+            self._slot = None  # not even for a sender that is just about to hand it over
         self._local_topic.inputs.remove(self)
         self._node.destroy_subscription(self._subscription)
         self._node.destroy_timer(self._timer)

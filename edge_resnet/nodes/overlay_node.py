@@ -11,7 +11,7 @@ import numpy as np
 from sensor_msgs.msg import Image
 from vision_msgs.msg import Classification
 
-from edge_resnet.conversions import read_classification, stamp_ns, write_image
+from edge_resnet.conversions import Results, read_results, stamp_ns, write_image
 from edge_resnet.nodes.base import Health, ManagedNode, frame_publisher
 from edge_resnet.nodes.camera_input import TRANSPORTS, Decode, camera_input
 from edge_resnet.nodes.inputs import FrameInput, StageTimes
@@ -68,7 +68,7 @@ class OverlayNode(ManagedNode[OverlayParameters]):
         watched = self._output.get_subscription_count() > 0
         if watched and self._images is None:
             self._images = camera_input(self, self.parameters.image_transport, self._on_image)
-            self._results = FrameInput(self, Classification, 'classification', self._on_result, raw=False)
+            self._results = FrameInput(self, Classification, 'classification', self._on_result)
             self._stages = StageTimes(self)
             self._draw_timer = self.create_timer(DRAW_PERIOD_S, self._draw, clock=self._steady)
         elif not watched:
@@ -93,9 +93,9 @@ class OverlayNode(ManagedNode[OverlayParameters]):
         pending = self._of(stamp_ns(header))
         pending.header, pending.decode = header, decode
 
-    def _on_result(self, message: Classification) -> None:
-        results = read_classification(message)
-        self._of(stamp_ns(message.header)).text = f'{results[0].label} {results[0].score:.2f}' if results else 'nothing'
+    def _on_result(self, data: bytes | Results) -> None:
+        header, scores = read_results(data)
+        self._of(stamp_ns(header)).text = f'{scores[0].label} {scores[0].score:.2f}' if scores else 'nothing'
 
     def _draw(self) -> None:
         """Publish the newest frame of which image, result and latency are there; those before it have had their chance."""

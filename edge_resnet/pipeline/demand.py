@@ -72,10 +72,12 @@ class FrameDemand:
             return math.inf
         worth = period - min(period / 3, self._passes_over_s) if period >= SHORT_S and not self.served else 0.0  # of delay, for the next frame
         opens = due + worth - period - now
-        if opens > 0 or arrived is None:
+        if arrived is None:
             return max(0.0, opens)
-        delay = max(due, arrived + period) - max(due, now)
         patience = arrived + PATIENCE * period - now
+        if opens > 0:  # for a later frame, unless none comes
+            return max(opens, patience)
+        delay = max(due, arrived + period) - max(due, now)
         return patience if delay <= worth and patience > 0 else 0.0
 
     def used(self) -> None:

@@ -20,7 +20,7 @@ from vision_msgs.msg import Classification
 
 pytest.importorskip('aiohttp')
 
-from edge_resnet.conversions import classification_message
+from edge_resnet.conversions import Results, write_results
 from edge_resnet.nodes import dashboard_node
 from edge_resnet.nodes.actuator_node import ActuatorNode
 from edge_resnet.nodes.dashboard_node import MAX_PICTURE_PX, DashboardNode
@@ -110,12 +110,12 @@ def test_the_picture_is_the_one_that_the_label_is_of(bench, dashboard, monkeypat
     monkeypatch.setattr(dashboard_node, 'RESULT_PATIENCE_S', 1e9)
     page = Page(dashboard)
     images, results = bench.publisher(Image, 'image_preprocessed'), bench.publisher(Classification, 'classification')
-    results.publish(classification_message(header(1), [Score('grey', 1.0)]))
+    results.publish(write_results(Results(header(1), [Score('grey', 1.0)])))
     page.event(lambda event: event['result']['top'])
     for stamp_ns in (20, 30, 40):
         images.publish(image_bytes(stamp_ns, np.full((48, 64, 3), 5 * stamp_ns, np.uint8)))
         time.sleep(0.05)
-    results.publish(classification_message(header(30), [Score('brighter', 1.0)]))
+    results.publish(write_results(Results(header(30), [Score('brighter', 1.0)])))
     event = page.event(lambda event: event['picture'])
     assert event['result']['top'][0][0] == 'brighter'
     pixels = cv2.imdecode(np.frombuffer(base64.b64decode(event['picture'].split(',')[1]), np.uint8), cv2.IMREAD_COLOR)

@@ -21,6 +21,7 @@ from edge_resnet.nodes import frames, inputs
 from edge_resnet.nodes.camera_node import CameraNode
 from edge_resnet.nodes.executor import LeanExecutor
 from edge_resnet.nodes.frames import FRAME_QOS, LocalTopic
+from edge_resnet.nodes.image_writer import ImageWriter
 from edge_resnet.nodes.inference_node import InferenceNode
 from edge_resnet.nodes.preprocess_node import PreprocessNode
 from edge_resnet.pipeline.latency import NOT_ASKED, OVERWRITTEN
@@ -270,8 +271,8 @@ def test_a_preprocess_that_is_started_anew_is_asked_again(chain):
 
 def test_nothing_is_serialised_unless_somebody_else_subscribes(bench, paper_bundle, monkeypatch):
     written = []
-    write = frames.write_view
-    monkeypatch.setattr(frames, 'write_view', lambda view: written.append(view.encoding) or write(view))
+    write = ImageWriter.publish
+    monkeypatch.setattr(ImageWriter, 'publish', lambda self, image: written.append(image.encoding) or write(self, image))
     chain = Chain(bench, paper_bundle)
     wait_for(lambda: len(chain.results) > 3, 'results')
     written.clear()

@@ -6,7 +6,7 @@ from bench import image_bytes, wait_for
 from sensor_msgs.msg import CompressedImage, Image, TimeReference
 from vision_msgs.msg import Classification
 
-from edge_resnet.conversions import Header, Stamp, classification_message, write_stage
+from edge_resnet.conversions import Header, Results, Stamp, write_results, write_stage
 from edge_resnet.nodes.base import RECORD_QOS
 from edge_resnet.nodes.frames import FRAME_QOS
 from edge_resnet.nodes.overlay_node import OverlayNode, drawn
@@ -47,7 +47,7 @@ def test_image_result_and_latency_of_the_same_stamp_make_one_picture(bench, over
     for stamp in (1000 * MS, 1033 * MS, 1066 * MS):
         images.publish(image_bytes(stamp, encoding='bgr8'))
         wait_for(lambda stamp=stamp: stamp in overlay._pending, 'the image')
-    results.publish(classification_message(header(1033 * MS), [Score('red', 0.97), Score('green', 0.03)]))
+    results.publish(write_results(Results(header(1033 * MS), [Score('red', 0.97), Score('green', 0.03)])))
     wait_for(lambda: overlay._pending[1033 * MS].text, 'the result')
     assert seen == [], 'the latency is not known yet'
     stages.publish(write_stage(INFERENCE_DONE, Header(Stamp.from_ns(1033 * MS)), 1053 * MS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import struct
 import subprocess
@@ -17,22 +18,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_resnet import conversions
 from edge_resnet.conversions import (
     ENCODINGS,
     Header,
     ImageView,
+    Results,
     Stamp,
     check_image,
     compressed_array,
     image_array,
+    read_duration,
     read_image,
+    read_results,
     read_stage,
     stamp_ns,
+    write_duration,
     write_image,
+    write_results,
     write_stage,
 )
 from edge_resnet.exceptions import ImageError, ResultError
+from edge_resnet.pipeline.postprocessing import Score
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH, HEIGHT = 8, 6
@@ -340,21 +346,74 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused():
 
 # Classifications
 
-def test_classification_there_and_back():
-    messages = pytest.importorskip('std_msgs.msg')
-    pytest.importorskip('vision_msgs.msg')
-    from edge_resnet.pipeline.postprocessing import Score
+SCORES = [Score('red', 0.75), Score('', 0.0), Score('żółty', 0.25), Score('traffic light', -1e300)]
 
-    scores = [Score('red', 0.75), Score('żółty', 0.25)]
-    message = conversions.classification_message(messages.Header(frame_id='camera'), scores)
-    assert message.header.frame_id == 'camera'
-    assert [(entry.class_id, entry.score) for entry in message.results] == [('red', 0.75), ('żółty', 0.25)]
-    assert conversions.read_classification(message) == scores
+
+@pytest.mark.parametrize('count', range(5))
+@pytest.mark.parametrize('frame_id', ['', 'c', 'ab', 'cam', 'kamera_ü'])
+def test_written_results_are_the_middlewares(frame_id, count):
+    messages, serialization = pytest.importorskip('vision_msgs.msg'), pytest.importorskip('rclpy.serialization')
+    message = messages.Classification(results=[messages.ObjectHypothesis(class_id=entry.label, score=entry.score) for entry in SCORES[:count]])
+    message.header.stamp.sec, message.header.stamp.nanosec, message.header.frame_id = 1700000000, 123456789, frame_id
+    results = Results(Header(HEADER.stamp, frame_id), SCORES[:count])
+    assert serialization.deserialize_message(write_results(results), messages.Classification) == message
+    assert read_results(serialization.serialize_message(message)) == read_results(write_results(results)) == results
+    assert read_results(results) is results, 'what was handed over is taken as it is'
+
+
+def test_big_endian_results():
+    data = b'\0\0\0\0' + struct.pack('>iII', 5, 7, 2) + b'a\0\0\0' + struct.pack('>II', 1, 4) + b'red\0' + b'\0' * 4 + struct.pack('>d', 0.5)
+    assert read_results(data) == Results(Header(Stamp(5, 7), 'a'), [Score('red', 0.5)])
+
+
+def test_a_label_ends_at_its_first_zero_as_for_the_middleware():
+    data = write_results(Results(HEADER, [Score('red\0x', 0.5)]))
+    assert read_results(data).scores == [Score('red', 0.5)]
+
+
+def test_results_cut_anywhere_are_refused():
+    data = write_results(Results(HEADER, SCORES))
+    for length in range(len(data)):
+        with pytest.raises(ResultError, match=f'classification of {length} bytes'):
+            read_results(data[:length])
 
 
 def test_an_endless_classification_is_refused():
+    head = write_results(Results(HEADER, []))[:-4]
+    assert read_results(write_results(Results(HEADER, [Score('a', 0.1)] * 10_000))).scores[-1] == Score('a', 0.1)
     with pytest.raises(ResultError, match='classification has 10001 results, expected at most 10000'):
-        conversions.read_classification(SimpleNamespace(results=[None] * 10001))
+        read_results(head + struct.pack('<I', 10_001))
+
+
+@settings(max_examples=500, deadline=None)
+@given(changes=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 255)), max_size=4), cut=st.integers(0, 100))
+def test_any_damaged_results_are_refused_or_read(changes, cut):
+    data = bytearray(write_results(Results(HEADER, SCORES)))
+    for at, value in changes:
+        data[at] = value
+    with contextlib.suppress(ResultError):
+        read_results(bytes(data[:len(data) - max(0, cut - 50)]))
+
+
+# Durations
+
+@pytest.mark.parametrize('seconds', [0.0, 0.2, 1.0, 1.999999999, -0.25, 86400.5, 2e9, -2e9])
+def test_durations_are_the_middlewares(seconds):
+    messages, serialization = pytest.importorskip('builtin_interfaces.msg'), pytest.importorskip('rclpy.serialization')
+    message = serialization.deserialize_message(write_duration(seconds), messages.Duration)
+    assert message.sec + message.nanosec / 1e9 == pytest.approx(seconds, abs=1e-9)
+    assert read_duration(serialization.serialize_message(message)) == read_duration(write_duration(seconds)) == pytest.approx(seconds, abs=1e-9)
+
+
+@pytest.mark.parametrize('seconds', [3e9, -3e9])
+def test_a_duration_that_is_too_long_is_the_longest(seconds):
+    assert read_duration(write_duration(seconds)) == math.copysign(2e9, seconds)
+
+
+@pytest.mark.parametrize('data', [b'', b'\0\1', write_duration(1.0)[:-1], b'\0\7' + write_duration(1.0)[2:]])
+def test_what_is_no_duration_is_refused(data):
+    with pytest.raises(ResultError, match=f'duration of {len(data)} bytes'):
+        read_duration(data)
 
 
 # Stage records

@@ -185,3 +185,16 @@ def test_a_model_in_step_with_the_camera_waits_when_that_is_worth_most(drift):
 def test_a_jittery_camera_costs_little():
     age, _ = simulate(lambda dice: 6 * T * dice.uniform(0.95, 1.05), jitter=0.2 * T)
     assert age / (6 * T) < 1.56
+
+
+def test_before_a_frame_is_of_interest_the_one_at_hand_is_looked_at_again_only_if_no_other_comes():
+    clock, demand = fed()
+    demand.ask(2 * T)  # of interest from 5/3 T on: the frame that comes at T is passed over, and the next one used
+    opens = demand.wait_s()
+    assert opens == pytest.approx(5 / 3 * T)
+    assert demand.wait_s(0.0) == pytest.approx(max(opens, PATIENCE * T))
+    clock.now_s = T
+    demand.seen(T)
+    assert demand.wait_s(T) == pytest.approx(T + PATIENCE * T - T)
+    clock.now_s += demand.wait_s(T)
+    assert demand.wait_s(T) == 0, 'none came'
