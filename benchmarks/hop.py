@@ -1,8 +1,9 @@
 """What one hop between two processes costs with nothing of ours in it: CDR bytes published, awaited in a wait set of one, taken.
 
-    python benchmarks/hop.py
+    python benchmarks/hop.py        # 30 a second
+    python benchmarks/hop.py 500    # without a pause in which the processor turns to something else
 
-Times are from before the bytes are put together to after they are taken, 30 a second, for each size of image; with the transport profile and
+Times are from before the bytes are put together to after they are taken, for each size of image; with the transport profile and
 the QoS of the nodes. Whoever compares these with ``make bench``: a frame of separate processes makes three hops.
 """
 
@@ -25,10 +26,10 @@ from edge_resnet.nodes.frames import FRAME_QOS
 from edge_resnet.pipeline.latency import percentile
 
 SIZES = ((4, 16), (224, 224), (480, 640), (720, 1280))
-EACH, PERIOD_S = 200, 1 / 30
+EACH = 200
 
 
-def publish() -> None:
+def publish(framerate: float) -> None:
     publisher = rclpy.create_node('hop_from').create_publisher(Image, 'hop', FRAME_QOS)
     while not publisher.get_subscription_count():
         time.sleep(0.1)
@@ -37,7 +38,7 @@ def publish() -> None:
         image = np.zeros((height, width, 3), np.uint8)
         for _ in range(EACH):
             publisher.publish(write_image(Header(Stamp.from_ns(time.time_ns()), 'hop'), image, 'rgb8'))
-            time.sleep(PERIOD_S)
+            time.sleep(1 / framerate)
 
 
 def main() -> int:
@@ -46,13 +47,14 @@ def main() -> int:
     os.environ.update(transport_environment(os.environ))
     bytes(8 << 20)  # freed at once; from then on malloc keeps memory for images, as it does in the nodes
     rclpy.init(args=[])
-    if sys.argv[1:] == ['publish']:
-        publish()
+    framerate = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
+    if sys.argv[2:] == ['publish']:
+        publish(framerate)
         return 0
     node = rclpy.create_node('hop_to')
     subscription = node.create_subscription(Image, 'hop', lambda _: None, FRAME_QOS, raw=True)
     wait_set, times = _rclpy.WaitSet(1, 0, 0, 0, 0, 0, node.context.handle), defaultdict(list)
-    with subprocess.Popen([sys.executable, __file__, 'publish']) as child:
+    with subprocess.Popen([sys.executable, __file__, str(framerate), 'publish']) as child:
         while child.poll() is None:
             wait_set.clear_entities()
             wait_set.add_subscription(subscription.handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -60,6 +61,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         self._output = self.frame_output(Classification, 'classification')
         self._durations: deque[float] = deque(maxlen=9)  # of the latest inferences with all that belongs to them, s
         self._takes_s = 0.0  # one of them, 0 while it is unknown
+        self._free_s = -math.inf  # since when it could have taken a frame
         self._label_info = self.create_publisher(LabelInfo, 'label_info', LATCHED_QOS)
         self.create_service(SetBool, 'inference/enable', self._enable)
 
@@ -107,14 +109,19 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         until_s, here = time.monotonic() + (STRAIGHT_ON_S if straight_on else 0.0), True
         while data is not None and (classifier := self._classifier) is not None and self._may_infer():
             began_s = time.monotonic()
-            if self._takes_s:  # now, so that the next frame is there when this one is done
-                share = self._governor.share if self._governor is not None else 1.0
-                self._aside.call(partial(self._ask, began_s + self._takes_s / share), here=here)
+            takes_s = self._takes_s / (self._governor.share if self._governor is not None else 1.0)
+            ask = partial(self._ask, began_s + takes_s)
+            early = began_s - self._free_s < takes_s  # else the camera is slower, and asking can wait for what somebody waits for
+            if early:  # now, so that the next frame is there when this one is done
+                self._aside.call(ask, here=here)
             tell, input_ = self._infer(classifier, data), self._input
             data = input_.take() if input_ is not None and time.monotonic() < until_s else None
             here = data is None
             self._aside.call(tell, here=here)
-            self._durations.append(time.monotonic() - began_s)
+            if not early:
+                self._aside.call(ask, here=here)
+            self._free_s = time.monotonic()
+            self._durations.append(self._free_s - began_s)
             self._takes_s = sorted(self._durations)[len(self._durations) // 4]  # rather a frame that waits a little than a model that does
 
     def _may_infer(self) -> bool:

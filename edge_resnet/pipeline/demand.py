@@ -43,15 +43,16 @@ class FrameDemand:
 
     def ask(self, in_s: float) -> None:
         """A frame is wanted in ``in_s``; below 0 the demand comes too late to be met, and all frames are used for a while."""
-        now = self._clock()
-        self._due = now + max(0.0, in_s)
-        if self.period_s and math.isfinite(self._used):
-            self._takes.append(self._due - self._used)
-            steady = max(self._takes) - min(self._takes) < self.period_s / 3
-            drift = median(self._takes) % self.period_s if steady else math.inf
-            self._passes_over_s = max(self.period_s * LOCKED, math.sqrt(drift * self.period_s))
+        now, period = self._clock(), self.period_s
+        due = now + max(0.0, in_s)
+        if period and math.isfinite(self._used):
+            self._takes.append(due - self._used)
+            steady = max(self._takes) - min(self._takes) < period / 3
+            drift = median(self._takes) % period if steady else math.inf
+            self._passes_over_s = max(period * LOCKED, math.sqrt(drift * period))
         self._used = math.nan
         self._streams_until = now + STREAM_S if in_s < 0 else -math.inf
+        self._due = due  # last: from here on another thread may use a frame
 
     def seen(self, arrived: float, frames: int = 1) -> None:
         """A frame arrived, the ``frames``-th since the last one that is told here."""
