@@ -84,7 +84,7 @@ _ORDERS = {b'\0\1': '<', b'\0\0': '>'}
 
 
 def _read_text(data: bytes, at: int, length: int) -> str:
-    return struct.unpack_from(f'{length}s', data, at)[0].split(b'\0', 1)[0].decode('utf-8', 'replace')
+    return struct.unpack_from(f'{length}s', data, at)[0].partition(b'\0')[0].decode('utf-8', 'replace')
 
 
 def _read_header(order: str, data: bytes) -> tuple[Header, int]:
@@ -101,7 +101,7 @@ def read_image(data: bytes | ImageView) -> ImageView:
     """The sensor_msgs/Image in the CDR bytes of a raw subscription; ImageError when they don't hold one. A view was handed over as it is."""
     if isinstance(data, ImageView):
         return data
-    if (order := _ORDERS.get(bytes(data[:2]))) is None or len(data) < 4:
+    if (order := _ORDERS.get(bytes(data[:2]))) is None:
         raise ImageError(f'message starts with {bytes(data[:4]).hex()}, expected a plain CDR header')
     try:
         header, at = _read_header(order, data)
@@ -281,7 +281,7 @@ def read_results(data: bytes | Results) -> Results:
             raise ResultError(f'classification has {count} results, expected at most {MAX_RESULTS}')
         scores, at = [], at + 4
         for _ in range(count):
-            length, = struct.unpack_from(order + 'I', data, at := at + -at % 4)
+            length, = struct.unpack_from(order + 'I', data, at)
             score, = struct.unpack_from(order + 'd', data, ends := at + 4 + length + -(at + length) % 8)
             scores.append(Score(_read_text(data, at + 4, length), score))
             at = ends + 8

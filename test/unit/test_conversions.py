@@ -262,6 +262,10 @@ def test_an_image_that_is_a_view_is_written_as_it_looks():
     np.testing.assert_array_equal(rgb(read_image(write_image(HEADER, flipped, 'rgb8'))), flipped)
 
 
+def test_bytes_after_the_image_are_not_its():
+    assert bytes(read_image(write_image(HEADER, golden(), 'rgb8') + b'more').data) == golden().tobytes()
+
+
 def test_a_message_cut_anywhere_is_refused():
     data = write_image(HEADER, golden(), 'rgb8')
     for length in range(len(data)):
