@@ -1,7 +1,7 @@
 """ROS messages <-> arrays and dataclasses. Nothing in a message is believed before it was checked.
 
-Images are read and written as CDR bytes (raw subscriptions, raw publishing): at 640x480 the Python conversion of a
-message's data array costs more than everything else that happens to a frame between camera and model.
+What a frame passes through on its way is read and written as CDR bytes (raw subscriptions, raw publishing): at 640x480 the Python conversion
+of a message's data array costs more than everything else that happens between camera and model, and a classification's 0.1 ms at each end.
 """
 
 from __future__ import annotations

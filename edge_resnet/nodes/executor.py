@@ -73,6 +73,7 @@ class LeanExecutor(SingleThreadedExecutor):
                 handle.__exit__(None, None, None)
         for call, entity in calls:
             self._call(call, entity)
+        # Rolling knows no _tasks.
         others = bool(wait_set.get_ready_entities('client') or wait_set.get_ready_entities('service') or getattr(self, '_tasks', ())
                       or any(waitable.is_ready(wait_set) for waitable in waitables))
         if not (frames or calls or others) and waitables:  # in Fast DDS a message that is left unread sets the condition of its reader's events, too

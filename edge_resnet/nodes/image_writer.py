@@ -34,15 +34,16 @@ class ImageWriter:
         self._message = _SerializedMessage()
 
     def publish(self, image: ImageView) -> None:
-        header, *layout, data = image
-        if self._layout != (header.frame_id, len(data), *layout):
+        header, data = image.header, image.data
+        layout = (header.frame_id, len(data), *image[1:-1])
+        if layout != self._layout:
             head = write_head(image)
             self._buffer = bytearray(len(head) + len(data))
             self._buffer[:len(head)] = head
             self._data = memoryview(self._buffer)[len(head):]
             address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
             self._message = _SerializedMessage(address, len(self._buffer), len(self._buffer))
-            self._layout = (header.frame_id, len(data), *layout)
+            self._layout = layout
         struct.pack_into('<iI', self._buffer, 4, header.stamp.sec, header.stamp.nanosec)
         self._data[:] = data
         with (handle := self._publisher.handle):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +41,7 @@ def _numbers(info: Any) -> tuple[int | None, int, int]:
 class FrameInput:
     """A frame topic seen by its consumer: the freshest message only, and what was missed counted by cause.
 
-    ``callback`` gets the message (CDR bytes if ``raw``), or, from an output in the same process, an ImageView. Missing sequence numbers are
+    ``callback`` gets CDR bytes, or, from an output in the same process, the frame itself. Missing sequence numbers are
     ``superseded`` when the message after the gap had arrived while the node was still busy with an earlier one or did not want any,
     otherwise ``lost`` on the way. A publisher that offers only best effort is met with best effort. Humble tells no sequence numbers:
     nothing is counted as missed.
@@ -54,10 +53,10 @@ class FrameInput:
     for callbacks that take less than waking another thread may.
     """
 
-    def __init__(self, node: ManagedNode, kind: type, topic: str, callback: Callable[[Any], None], *, raw: bool = True, asks: bool = False,
+    def __init__(self, node: ManagedNode, kind: type, topic: str, callback: Callable[[Any], None], *, asks: bool = False,
                  demand: FrameDemand | None = None, every: Callable[[], bool] = lambda: False, request_base: str = '',
                  inline: bool = False) -> None:
-        self._node, self._kind, self._topic, self._callback, self._raw = node, kind, topic, callback, raw
+        self._node, self._kind, self._topic, self._callback = node, kind, topic, callback
         self._demand, self._every, self.inline = demand, every, inline
         self.received = self.superseded = self.lost = self.refused = 0
         self.qos_conflict = self._refusal = ''
@@ -93,7 +92,7 @@ class FrameInput:
         if not hasattr(Subscription, 'CallbackType'):  # Humble
             callback = lambda message: self._on_message(message, None)  # noqa: E731
         subscription = self._node.create_subscription(
-            self._kind, self._topic, callback, **(overridable(qos) if first else {'qos_profile': qos}), raw=self._raw, callback_group=self._gate,
+            self._kind, self._topic, callback, **(overridable(qos) if first else {'qos_profile': qos}), raw=True, callback_group=self._gate,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible, use_default_callbacks=False))
         self.qos = subscription.qos_profile  # with what was overridden, which can be told only once
         return subscription
@@ -164,9 +163,8 @@ class FrameInput:
         if self._held is not None:
             wait_s = demand.wait_s(self._held[1])
             if wait_s > 0:
-                if not math.isfinite(wait_s) or demand.wait_s() > 0:
-                    self._held = None  # nobody wants it any more, or a fresher one comes before it is wanted
-                    wait_s = demand.wait_s()
+                if (opens_s := demand.wait_s()) > 0:
+                    self._held, wait_s = None, opens_s  # nobody wants it any more, or a fresher one comes before it is wanted
                 self._set_wants(self._held is not None)
                 return self._look_again(wait_s)
             (message, _), self._held = self._held, None
@@ -223,7 +221,7 @@ class FrameInput:
         self._release(message)
 
     def _release(self, message: Any) -> None:
-        if self._raw and len(message) > MAX_IMAGE_BYTES:  # a reader keeps a buffer of the largest message that it ever got
+        if len(message) > MAX_IMAGE_BYTES:  # a reader keeps a buffer of the largest message that it ever got
             self._oversized = True
             self._slot_filled.trigger()  # not here: the executor holds the reader
 

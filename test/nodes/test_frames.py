@@ -417,3 +417,17 @@ def test_an_image_from_the_kept_buffer_is_the_same_message(bench, monkeypatch):
     bench.probe.destroy_publisher(publisher)
     with pytest.raises(Exception, match='destruction was requested'):
         writer.publish(view_of(header, image, encoding))
+
+
+@pytest.mark.parametrize(('delay_s', 'order'), [(0.0, ['told', 'asked']), (0.2, ['asked', 'told'])])
+def test_the_next_frame_is_asked_for_last_by_a_model_that_waits_for_its_camera(bench, paper_bundle, monkeypatch, delay_s, order):
+    node, calls = inference(bench, paper_bundle, delay_s), []
+    images = bench.publisher(Image, 'image_preprocessed')
+    tell = node._output.publish
+    monkeypatch.setattr(node._output, 'publish', lambda results: calls.append('told') or tell(results))
+    monkeypatch.setattr(node, '_ask', lambda free_s: calls.append('asked'))
+    for number in range(6):
+        images.publish(image_bytes(number + 1))
+        wait_for(lambda number=number: calls.count('told') == number + 1, 'a result')
+        time.sleep(0.05)
+    assert calls[-4:] == order * 2
