@@ -103,7 +103,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
 
     def activate(self) -> None:
         self._gate.reset()
-        self._input = FrameInput(self, Classification, 'classification', self._on_classification, inline=True)
+        self._input = FrameInput(self, Classification, 'classification', self._on_classification, inline=True, on_upcoming=lambda: None)
 
     def deactivate(self) -> None:
         self._watchdog.cancel()

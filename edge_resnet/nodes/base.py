@@ -30,7 +30,6 @@ OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.E
 DIAGNOSTICS_PERIOD_S = 1.0
 LOG_PERIOD_S = 5.0  # at most one line per node and kind of fault in this time
 
-BEST_EFFORT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 RECORD_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=100, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.RELIABLE,
                          durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -71,6 +70,7 @@ class ManagedNode(LifecycleNode, Generic[P]):
         self._configured = self.active = False
         self.failure = ''  # why the last transition was refused
         self.turn = threading.Lock()  # held by whoever runs one of its callbacks
+        self.turned: dict[Any, float] = {}  # when each of its own threads last came round
         self.hardware_id = socket.gethostname()  # of the diagnostics
         self.facts: dict[str, Any] = {}  # about what it was configured with, beside its parameters
         try:

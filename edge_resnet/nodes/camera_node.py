@@ -25,6 +25,7 @@ from edge_resnet.exceptions import ParameterError
 from edge_resnet.hardware.cameras import CameraConfig, check_camera_config, open_camera
 from edge_resnet.hardware.grabber import FrameGrabber, StampedFrame
 from edge_resnet.nodes.base import ERROR, OK, WARN, Health, ManagedNode, compressed_topic, frame_publisher
+from edge_resnet.nodes.frames import UPCOMING_S
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
 from edge_resnet.pipeline.bundle import find_shared
@@ -68,6 +69,8 @@ class CameraNode(ManagedNode[CameraParameters]):
         self._again = False
         self._later = self.create_timer(1.0, self._look, clock=self._steady)
         self._later.cancel()
+        self._ahead = self.create_timer(1.0, self._announce, clock=self._steady)
+        self._ahead.cancel()
         self._arrived_s = 0.0
         self._image = self.frame_output(Image, 'image_raw', self._on_request)
         self._compressed = frame_publisher(self, CompressedImage, compressed_topic(self))
@@ -92,6 +95,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         self._watch_timer = self.create_timer(WATCH_PERIOD_S, self._watch, clock=self._steady)
 
     def deactivate(self) -> None:
+        self._ahead.cancel()
         if self._watch_timer is not None:
             self.destroy_timer(self._watch_timer)
             self._watch_timer = None
@@ -118,6 +122,13 @@ class CameraNode(ManagedNode[CameraParameters]):
     def _on_request(self, in_s: float) -> None:
         self._demand.ask(in_s)
         self._look()
+        if UPCOMING_S < (expected_s := self._demand.expected_s()) < math.inf:
+            self._ahead.timer_period_ns = round((expected_s - UPCOMING_S) * 1e9)
+            self._ahead.reset()
+
+    def _announce(self) -> None:
+        self._ahead.cancel()
+        self._image.announce()
 
     def _look(self) -> None:
         """Publish the frame in the mailbox if it is the right one, else look again when it may be. Never waits: whoever finds another thread

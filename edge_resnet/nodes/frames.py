@@ -14,12 +14,16 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
-from edge_resnet.conversions import ImageView, Results, read_duration, write_results
+from edge_resnet.conversions import ImageView, Results, read_duration, write_duration, write_results
 from edge_resnet.nodes.image_writer import ImageWriter
 
 # The freshest frame only. Reliable, so that frames also get through Fast DDS's defaults, and so that a publisher reaches
 # reliable and best-effort subscribers alike; with a history of one nothing is ever queued behind a slow reader.
 FRAME_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE)
+
+BEST_EFFORT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+UPCOMING_S = 0.002  # ahead of a frame it is announced
 
 
 def overridable(qos: QoSProfile) -> dict[str, Any]:
@@ -30,6 +34,11 @@ def overridable(qos: QoSProfile) -> dict[str, Any]:
 def request_topic(topic: str) -> str:
     """Where those who use only some of ``topic``'s frames ask for them: a Duration, from now, in which the next one is wanted."""
     return f'{topic}/request'
+
+
+def upcoming_topic(topic: str) -> str:
+    """Where the next of ``topic``'s frames is announced: a Duration, from now, in which it is expected."""
+    return f'{topic}/upcoming'
 
 
 class Gate(MutuallyExclusiveCallbackGroup):
@@ -61,7 +70,10 @@ def local_topic(node: Any, topic: str) -> LocalTopic:
 
 class FrameOutput:
     """Publishes frames: freshest only, reaches reliable and best-effort subscribers. Inputs in this process get the frame itself, and
-    nothing is serialised unless somebody else subscribes. ``on_request`` is told in how many seconds a frame is wanted; it gets the node's turn."""
+    nothing is serialised unless somebody else subscribes. ``on_request`` is told in how many seconds a frame is wanted; it gets the node's turn.
+
+    A frame that comes after a pause finds the code that handles it out of the processor's caches. An announcement just ahead of it takes the
+    same way, and brings it back there."""
 
     def __init__(self, node: Any, kind: type, topic: str, on_request: Callable[[float], None] | None = None) -> None:
         self._node = node
@@ -70,6 +82,7 @@ class FrameOutput:
         self.topic = self.publisher.topic_name
         self._number = 0
         self._local = local_topic(node, self.topic)
+        self._announcements = node.create_publisher(Duration, upcoming_topic(self.topic), BEST_EFFORT_QOS)
         self._on_request = on_request
         if on_request is not None:
             node.create_subscription(Duration, request_topic(self.topic),
@@ -85,6 +98,12 @@ class FrameOutput:
                 self._images.publish(frame)
             else:
                 self.publisher.publish(write_results(frame) if isinstance(frame, Results) else frame)
+
+    def announce(self) -> None:
+        """A frame is expected to be published in ``UPCOMING_S``."""
+        told = sum([receiver.upcoming() for receiver in tuple(self._local.inputs)])
+        if self._announcements.get_subscription_count() > told:
+            self._announcements.publish(write_duration(UPCOMING_S))
 
     def request(self, in_s: float) -> bool:
         """As a request on the topic, called by an input in this process from its thread; False when it has to be published."""

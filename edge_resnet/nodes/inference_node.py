@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from vision_msgs.msg import Classification, LabelInfo, VisionClass
 from edge_resnet.conversions import Results, image_array, read_image
 from edge_resnet.nodes.aside import Aside
 from edge_resnet.nodes.base import LATCHED_QOS, OK, WARN, Health, ManagedNode
+from edge_resnet.nodes.frames import UPCOMING_S
 from edge_resnet.nodes.inputs import FrameInput, Polled
 from edge_resnet.nodes.model_parameters import ModelParameters
 from edge_resnet.nodes.parameters import param
@@ -29,7 +31,6 @@ from edge_resnet.pipeline.interpreter import CHOICES
 from edge_resnet.pipeline.latency import INFERENCE_DONE, INFERENCE_STARTED
 from edge_resnet.pipeline.postprocessing import top_k
 
-STRAIGHT_ON_S = 0.5  # with frame after frame; services and timers wait meanwhile
 SLOW_S = 0.03  # a model that takes less gains nothing by it: telling its results beside it makes it slower
 
 
@@ -54,6 +55,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         self._classifier: Classifier | None = None
         self._input: FrameInput | None = None
         self._aside: Aside
+        self._working = threading.Lock()  # the thread of an input that is closed may still be in the model
         self._drift: DriftMonitor | None = None
         self._governor: Governor | None = None
         self._temperatures = Polled(self, Temperature, 'cpu_temperature')
@@ -83,8 +85,9 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         if self._drift is not None:
             self._drift.reset()
         self._aside = Aside(self.guarded, 'results')
-        self._input = FrameInput(self, Image, 'image_preprocessed', self._on_image, asks=True)
+        self._input = FrameInput(self, Image, 'image_preprocessed', self._on_image, asks=True, on_upcoming=self._on_upcoming)
         self._input.asking = self._enabled
+        self._input.start_thread()
 
     def deactivate(self) -> None:
         if self._input is not None:
@@ -102,27 +105,42 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         response.success, response.message = True, 'enabled' if self._enabled else 'disabled'
         return response
 
+    def _on_upcoming(self) -> None:
+        if 2 * UPCOMING_S < self._takes_s <= SLOW_S:
+            self._aside.call_at(time.monotonic() + self._takes_s, self._output.announce)
+
     def _on_image(self, data: Any) -> None:
-        """A slow model goes straight on with a frame that has come meanwhile, and its result is told while it does. Others get their turn
-        once ``STRAIGHT_ON_S`` have passed, and after each frame with ``use_sim_time``: one of them is /clock."""
-        straight_on = self._takes_s > SLOW_S and not self.get_clock().ros_time_is_active
-        until_s, here = time.monotonic() + (STRAIGHT_ON_S if straight_on else 0.0), True
-        while data is not None and (classifier := self._classifier) is not None and self._may_infer():
-            began_s = time.monotonic()
-            takes_s = self._takes_s / (self._governor.share if self._governor is not None else 1.0)
-            ask = partial(self._ask, began_s + takes_s)
-            early = began_s - self._free_s < takes_s  # else the camera is slower, and asking can wait for what somebody waits for
-            if early:  # now, so that the next frame is there when this one is done
-                self._aside.call(ask, here=here)
-            tell, input_ = self._infer(classifier, data), self._input
-            data = input_.take() if input_ is not None and time.monotonic() < until_s else None
-            here = data is None
-            self._aside.call(tell, here=here)
-            if not early:
-                self._aside.call(ask, here=here)
-            self._free_s = time.monotonic()
-            self._durations.append(self._free_s - began_s)
-            self._takes_s = sorted(self._durations)[len(self._durations) // 4]  # rather a frame that waits a little than a model that does
+        """A slow model goes straight on with a frame that has come meanwhile, and its result is told while it does."""
+        input_ = self._input
+        with self._working:
+            while data is not None and input_ is not None and input_ is self._input:
+                data = self._work(data, input_)
+
+    def _work(self, data: Any, input_: FrameInput) -> Any:
+        """The next frame, if a slow model goes straight on with it."""
+        classifier = self._classifier
+        if classifier is None or not self._may_infer():
+            return None
+        began_s = time.monotonic()
+        takes_s = self._takes_s / (self._governor.share if self._governor is not None else 1.0)
+        ask = partial(self._ask, began_s + takes_s)
+        early = began_s - self._free_s < takes_s  # else the camera is slower, and asking can wait for what somebody waits for
+        slow = self._takes_s > SLOW_S
+        if early:  # now, so that the next frame is there when this one is done
+            self._aside.call(ask, here=not slow)
+        if slow:
+            self._aside.call_at(began_s + self._takes_s - UPCOMING_S, self._output.announce)
+        tell = self._infer(classifier, data)
+        if input_ is not self._input:  # deactivated meanwhile
+            return None
+        data = input_.take() if slow else None
+        self._aside.call(tell, here=data is None)
+        if not early:
+            self._aside.call(ask, here=data is None)
+        self._free_s = time.monotonic()
+        self._durations.append(self._free_s - began_s)
+        self._takes_s = sorted(self._durations)[len(self._durations) // 4]  # rather a frame that waits a little than a model that does
+        return data
 
     def _may_infer(self) -> bool:
         if not self._enabled:

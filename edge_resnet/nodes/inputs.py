@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from builtin_interfaces.msg import Duration
+from rclpy.guard_condition import GuardCondition
+from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import TimeReference
 
 from edge_resnet.conversions import MAX_IMAGE_BYTES, read_stage, write_duration
 from edge_resnet.exceptions import ResultError
-from edge_resnet.nodes.base import BEST_EFFORT_QOS, WARN, Health, ManagedNode, told
+from edge_resnet.nodes.base import WARN, Health, ManagedNode, told
 from edge_resnet.nodes.executor import take_message
-from edge_resnet.nodes.frames import FRAME_QOS, Gate, local_topic, overridable, request_topic
+from edge_resnet.nodes.frames import BEST_EFFORT_QOS, FRAME_QOS, Gate, local_topic, overridable, request_topic, upcoming_topic
 from edge_resnet.pipeline.demand import FrameDemand
 from edge_resnet.pipeline.latency import LOST, SUPERSEDED
 
@@ -27,6 +29,9 @@ except ImportError:  # Humble
 
 SILENCE_S = 3.0  # of an input, after which the diagnostics tell
 REFRESH_S, REFRESH_IDLE_S = 0.2, 1.0  # how often an input looks who else is there, and asks again for a frame that does not come; one that never asks
+TURN_S = 1.0  # a thread with nothing to do comes round after this time
+ENDS_S = 0.1  # for a thread that is not in its callback
+FAILED_S = 0.1  # after what rcl refused
 MIXED_S = 2.0  # after a number that went back
 SMOOTHING, MAX_TRANSFER_S = 0.1, 0.02  # of the time that a frame takes from publisher to callback; more means clocks that differ
 POLLED_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1000, reliability=ReliabilityPolicy.RELIABLE)  # 0.5 s of seven records at 240 Hz
@@ -48,14 +53,15 @@ class FrameInput:
 
     ``asks``: this consumer uses only the frames that it asks for with ``ask``; publishers that take requests then publish no others.
     ``demand``: of those that come, the callback gets only those that it says; all of them while ``every`` says so.
-    ``request_base``: the topic that requests belong to, if it is another one.
+    ``request_base``: the topic that requests and announcements belong to, if it is another one.
+    ``on_upcoming``: called just before the next frame is expected.
     ``inline``: a frame that is handed over inside the process is used on its sender's thread, unless this node is at something else just then:
     for callbacks that take less than waking another thread may.
     """
 
     def __init__(self, node: ManagedNode, kind: type, topic: str, callback: Callable[[Any], None], *, asks: bool = False,
                  demand: FrameDemand | None = None, every: Callable[[], bool] = lambda: False, request_base: str = '',
-                 inline: bool = False) -> None:
+                 inline: bool = False, on_upcoming: Callable[[], None] | None = None) -> None:
         self._node, self._kind, self._topic, self._callback = node, kind, topic, callback
         self._demand, self._every, self.inline = demand, every, inline
         self.received = self.superseded = self.lost = self.refused = 0
@@ -70,20 +76,34 @@ class FrameInput:
         self._slot: tuple[Any, int | None, int, int] | None = None  # what was handed over, as _accept takes it
         self._held: tuple[Any, float] | None = None  # a message that may be used, and when it arrived
         self._slot_lock = threading.Lock()
-        self._oversized = False
+        self._oversized = self._closed = False
         self._slot_filled = node.create_guard_condition(self._on_slot)
         self._timer = node.create_timer(REFRESH_S if asks or demand is not None else REFRESH_IDLE_S, self._on_timer, clock=node._steady)
         self._subscription = self._subscribe(FRAME_QOS)
         self._requests: Any = None
-        self._request_topic = request_topic(node.resolve_topic_name(request_base or topic))
+        base = node.resolve_topic_name(request_base or topic)
+        self._request_topic = request_topic(base)
         self.asks = self.asking = asks  # the second may be switched off for a while
         self._local_topic = local_topic(node, self._subscription.topic_name)
         self._local = False
         self._local_topic.inputs.append(self)
+        self._on_upcoming = on_upcoming
+        self._announcements = None if on_upcoming is None else node.create_subscription(
+            Duration, upcoming_topic(base), self._on_announcement, BEST_EFFORT_QOS, raw=True)
+        self._thread: threading.Thread | None = None
+        self._wake: GuardCondition
         self._refresh()
         self._set_wants(self._wants)
         if demand is None and asks:
             self.ask(0.0)
+
+    def start_thread(self) -> None:
+        """Wait for frames and use them on a thread of its own, for a callback that services and timers are not to wait for."""
+        self._wake = GuardCondition(None, None, self._node.context)  # of this thread; those of the node are the executor's
+        self._thread = threading.Thread(target=self._receive, name=self._topic, daemon=True)
+        self._set_wants(self._wants)
+        self._wake.trigger()  # for what has been handed over
+        self._thread.start()
 
     def _subscribe(self, qos: QoSProfile) -> Any:
         first = 'qos' not in self.__dict__
@@ -110,12 +130,14 @@ class FrameInput:
         self._node.destroy_subscription(self._subscription)
         self._subscription = self._subscribe(qos)
         self._sequence = None
+        if self._thread is not None:
+            self._wake.trigger()  # it waits for the old one
 
     # Asking. ----------------------------------------------------------------------------------------------------------
 
     def ask(self, in_s: float) -> None:
         """A frame is wanted here in ``in_s`` seconds. Below 0: earlier than can be, so all frames for a while."""
-        self._asked_s = time.monotonic()
+        self._asked_s = time.monotonic() + max(0.0, in_s)
         in_s -= self._transfer_s
         outputs, requests = self._local_topic.outputs if self._local else (), self._requests
         if requests is not None and not (outputs and all(output.request(in_s) for output in outputs)):
@@ -151,7 +173,7 @@ class FrameInput:
         if wants and not self._wants:
             self._done_at_ns, self._heard_s = time.time_ns(), time.monotonic()
         self._wants = wants
-        opens = wants and not self._local
+        opens = wants and not self._local and self._thread is None
         wakes, self._gate.open = opens and not self._gate.open, opens  # the executor waits without what was shut, and this may be another thread
         if wakes or (wants and self._slot is not None):
             self._slot_filled.trigger()
@@ -199,16 +221,61 @@ class FrameInput:
             now_ns = time.time_ns()
             self._slot = (frame, number, now_ns, now_ns)
         if self._wants and not (self.inline and self._node.at_once(self._on_slot, self._topic)):
-            with self._slot_lock:
-                if self._local:  # else it was closed meanwhile
-                    self._slot_filled.trigger()
+            self._wake_up()
         return True
+
+    def _wake_up(self) -> None:
+        with self._slot_lock:
+            if self._local:  # else it was closed meanwhile
+                (self._slot_filled if self._thread is None else self._wake).trigger()
+
+    def upcoming(self) -> bool:
+        """A frame was announced by an output in this process, from its thread; False when this input hears what is published."""
+        if not self._local or self._on_upcoming is None:
+            return False
+        self._node.at_once(self._on_upcoming, self._topic)
+        if self._thread is not None:
+            self._wake_up()
+        return True
+
+    def _on_announcement(self, unused: bytes) -> None:
+        if not self._local and self._on_upcoming is not None:
+            self._on_upcoming()
+
+    def _receive(self) -> None:
+        wait_set = _rclpy.WaitSet(1, 1, 0, 0, 0, 0, self._node.context.handle)
+        while not self._closed and self._node.context.ok():
+            try:
+                with (subscription := self._subscription).handle, self._wake.handle:
+                    wait_set.clear_entities()
+                    wait_set.add_subscription(subscription.handle)
+                    wait_set.add_guard_condition(self._wake.handle)
+                    wait_set.wait(int(TURN_S * 1e9))
+                if (taken := self._next()) is not None:
+                    self._accept(*taken)
+                    self._release(taken[0])
+            except _rclpy.InvalidHandle:  # the subscription was made anew
+                pass
+            except Exception as error:  # a thread that dies is a silent fault
+                self._node.fault(*told(error, self._topic))
+                time.sleep(FAILED_S)
+        self._node.turned.pop(self, None)
+
+    def _next(self) -> tuple[Any, int | None, int, int] | None:
+        """What has come, as _accept takes it."""
+        self._node.turned[self] = time.monotonic()
+        if self._closed:
+            return None
+        if self._local:  # what is published for others, too, is not read
+            return self._from_slot()
+        taken = take_message(self._subscription)
+        return (taken[0], *_numbers(taken[1])) if taken is not None else None
 
     def _on_slot(self) -> None:
         if self._oversized:
             self._oversized = False
             self._renew(self.qos)
-        if self._wants and (taken := self._from_slot()) is not None:
+        if self._thread is None and self._wants and (taken := self._from_slot()) is not None:
             self._accept(*taken)
 
     def _from_slot(self) -> tuple[Any, int | None, int, int] | None:
@@ -221,23 +288,17 @@ class FrameInput:
         self._release(message)
 
     def _release(self, message: Any) -> None:
-        if len(message) > MAX_IMAGE_BYTES:  # a reader keeps a buffer of the largest message that it ever got
+        if not self._local and len(message) > MAX_IMAGE_BYTES:  # a reader keeps a buffer of the largest message that it ever got
             self._oversized = True
             self._slot_filled.trigger()  # not here: the executor holds the reader
 
     def take(self) -> Any:
         """The frame that has come since the callback began, for a callback that goes straight on with it; None without one."""
         self._done_at_ns = time.time_ns()
-        if self._local:  # what is published for others, too, is not read
-            taken = self._from_slot()
-        else:
-            read = take_message(self._subscription)
-            taken = (read[0], *_numbers(read[1])) if read is not None else None
-        if taken is None:
+        if (taken := self._next()) is None:
             return None
         self._count(*taken[1:])
-        if not self._local:
-            self._release(taken[0])
+        self._release(taken[0])
         return taken[0]
 
     def _accept(self, message: Any, sequence: int | None, received_ns: int, sent_ns: int) -> None:
@@ -293,11 +354,19 @@ class FrameInput:
             health.report(WARN, f'incompatible QoS on {self.qos_conflict}')
 
     def close(self) -> None:
+        self._closed = True
+        if self._thread is not None:
+            self._wake.trigger()
+            self._thread.join(ENDS_S)
         with self._slot_lock:
             self._local = self._oversized = False
             self._slot = None  # not even for a sender that is just about to hand it over
+        if self._thread is not None:
+            self._wake.destroy()
         self._local_topic.inputs.remove(self)
         self._node.destroy_subscription(self._subscription)
+        if self._announcements is not None:
+            self._node.destroy_subscription(self._announcements)
         self._node.destroy_timer(self._timer)
         self._node.destroy_guard_condition(self._slot_filled)
         requests, self._requests = self._requests, None  # a callback may be under way when the process ends

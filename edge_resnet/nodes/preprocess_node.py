@@ -44,7 +44,7 @@ class PreprocessNode(ManagedNode[PreprocessParameters]):
 
     def activate(self) -> None:
         self._input = camera_input(self, self.parameters.image_transport, self._process, asks=True, demand=FrameDemand(),
-                                   every=self._output.every_frame, inline=True)
+                                   every=self._output.every_frame, inline=True, on_upcoming=self._output.announce)
 
     def deactivate(self) -> None:
         if self._input is not None:

@@ -71,7 +71,8 @@ def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | No
         systemd = SystemdNotifier()
         systemd.tell('READY=1')
         while not stop.wait(systemd.period_s):  # other signals wake it too
-            if time.monotonic() - min(turned.values(), default=0.0) < STUCK_S:
+            rounds = [*turned.values(), *(at for node in nodes for at in tuple(node.turned.values()))]
+            if time.monotonic() - min(rounds, default=0.0) < STUCK_S:
                 systemd.tell('WATCHDOG=1')
     except EdgeResnetError as error:
         get_logger('edge_resnet').fatal(str(error))

@@ -81,6 +81,13 @@ class FrameDemand:
         delay = max(due, arrived + period) - max(due, now)
         return patience if delay <= worth and patience > 0 else 0.0
 
+    def expected_s(self) -> float:
+        """The time until the frame that will be used, when none is at hand; infinite when nobody asks, the period is not known, or is short."""
+        opens, now, period = self.wait_s(), self._clock(), self.period_s
+        if period < SHORT_S or math.isinf(opens):
+            return math.inf
+        return self._newest - now + period * max(1, math.ceil((now + opens - self._newest) / period))
+
     def used(self) -> None:
         """The frame was used: the demand is met."""
         now, due = self._clock(), self._due

@@ -9,7 +9,6 @@ from functools import partial
 import cv2
 import numpy as np
 import pytest
-import rclpy
 from bench import image_bytes, image_message, wait_for
 from rclpy.qos import ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, TimeReference
@@ -338,46 +337,98 @@ def test_a_model_goes_straight_on_and_its_result_is_told_meanwhile(bench, paper_
     assert (node._input.received, node._input.superseded, node._input.lost, node.counts['errors']) == (2, 2, 0, 0)
 
 
-def test_others_get_their_turn_while_frame_after_frame_waits(bench, paper_bundle, monkeypatch):
-    monkeypatch.setattr(inference_node, 'STRAIGHT_ON_S', 0.3)
-    monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
-    node = inference(bench, paper_bundle, delay_s=0.01)
-    image, turns, use, stop = image_bytes(7, np.full((32, 32, 3), 200, np.uint8)), [], node._input._callback, threading.Event()
-    monkeypatch.setattr(node._input, 'take', lambda: image)  # there is always one
-    monkeypatch.setattr(node._input, '_callback', lambda data: (turns.append(1) if node._enabled else None) or use(data))
+def test_services_and_timers_do_not_wait_for_the_model(bench, paper_bundle):
+    node, newest = inference(bench, paper_bundle), bench.diagnostics('inference')
+    held, begun, classify = threading.Event(), [], node._classifier.classify
+    node._classifier.classify = lambda image: (begun.append(1), held.wait(60.0), classify(image))[-1]
     client = bench.probe.create_client(SetBool, 'inference/enable')
     assert client.wait_for_service(10.0)
-    publisher = bench.publisher(Image, 'image_preprocessed')
-
-    def flood():
-        while not stop.wait(0.02):
-            publisher.publish(image)
-
-    thread = threading.Thread(target=flood)
-    thread.start()
-    wait_for(lambda: len(turns) > 1, 'turns of the frames')
-    before = len(turns)
-    wait_for(lambda: len(turns) > before, 'the next of them')
-    before, answer = len(turns), client.call_async(SetBool.Request(data=False))
+    bench.publisher(Image, 'image_preprocessed').publish(image_bytes(1, np.full((32, 32, 3), 200, np.uint8)))
+    wait_for(lambda: begun, 'a frame in the model')
+    answer = client.call_async(SetBool.Request(data=False))
     wait_for(answer.done, 'the answer')
-    begun = len(turns) - before
-    stop.set()
-    thread.join()
-    assert begun <= 2, 'turns of the frames from the request to its answer'
+    wait_for(lambda: newest().get('Enabled') == '0', 'diagnostics')
+    assert not node.counts['published']
+    held.set()
+    wait_for(lambda: node.counts['published'] == 1, 'the result')
 
 
-def test_with_a_clock_of_its_own_each_frame_is_a_turn(bench, paper_bundle, monkeypatch):
-    monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
-    node = inference(bench, paper_bundle, use_sim_time=True)
-    taken = []
-    monkeypatch.setattr(node._input, 'take', lambda: taken.append(1))
+def test_what_is_in_the_model_when_the_node_is_deactivated_is_not_told_and_does_not_meet_the_next_frame(bench, paper_bundle):
+    results = bench.listen(Classification, 'classification', FRAME_QOS)
+    node = inference(bench, paper_bundle)
+    held, inside, most, classify = threading.Event(), [], [], node._classifier.classify
+
+    def alone(image):
+        inside.append(image)
+        most.append(len(inside))
+        assert held.wait(60.0)
+        inside.pop()
+        return classify(image)
+
+    node._classifier.classify = alone
+    bench.publisher(Image, 'image_preprocessed').publish(image_bytes(1, np.full((32, 32, 3), 200, np.uint8)))
+    wait_for(lambda: inside, 'a frame in the model')
+    began = time.monotonic()
+    node.trigger_deactivate()
+    node.trigger_activate()
+    assert time.monotonic() - began < 10.0, 'it does not wait for the model'
+    wait_for(lambda: bench.probe.count_subscribers('image_preprocessed') == 1, 'the new subscription alone')
+    publisher = bench.publisher(Image, 'image_preprocessed')
+    publisher.publish(image_bytes(2, np.full((32, 32, 3), 200, np.uint8)))
+    wait_for(lambda: node._input.received, 'the next frame')
+    held.set()
+    wait_for(lambda: results, 'a result')
+    assert ([stamp_ns(message.header) for message in results], most) == ([2], [1, 1])
+    assert node.counts['errors'] == 0
+
+
+def test_the_first_frame_is_not_lost_to_a_node_that_is_being_activated(bench, paper_bundle, monkeypatch):
+    """Handed over, or there as soon as it subscribes: its thread may be faster than who starts it."""
+    start = FrameInput.start_thread
+
+    def slowly(self):
+        self.hand_over(view_of(Header(Stamp(1, 0), 'camera'), np.full((32, 32, 3), 200, np.uint8), 'rgb8'), 1)
+        start(self)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(FrameInput, 'start_thread', slowly)
+    monkeypatch.setattr(FrameInput, '_refresh', lambda self: setattr(self, '_local', True))
+    node = inference(bench, paper_bundle)
+    wait_for(lambda: node.counts['published'] == 1, 'the result')
+
+
+def test_a_thread_of_an_input_that_does_not_come_round_keeps_the_watchdog_quiet(bench, paper_bundle):
+    """As an executor's does: runner.run looks at both."""
+    node = inference(bench, paper_bundle)
+    input_, held, begun, classify = node._input, threading.Event(), [], node._classifier.classify
+    wait_for(lambda: time.monotonic() - node.turned[input_] < 1.5, 'a round')
+    first = node.turned[input_]
+    wait_for(lambda: node.turned[input_] > first, 'another, with nothing to do')
+    node._classifier.classify = lambda image: (begun.append(1), held.wait(60.0), classify(image))[-1]
     publisher = bench.publisher(Image, 'image_preprocessed')
     publisher.publish(image_bytes(1, np.full((32, 32, 3), 200, np.uint8)))
-    wait_for(lambda: node.counts['published'], 'a result')
-    assert not taken
-    node.set_parameters([rclpy.Parameter('use_sim_time', value=False)])
-    publisher.publish(image_bytes(2, np.full((32, 32, 3), 200, np.uint8)))
-    wait_for(lambda: taken, 'a look for the next frame')
+    wait_for(lambda: begun, 'a frame in the model')
+    stuck = node.turned[input_]
+    time.sleep(1.5)
+    assert node.turned[input_] == stuck
+    held.set()
+    wait_for(lambda: node.turned[input_] > stuck, 'the next round')
+    node.trigger_deactivate()
+    wait_for(lambda: not node.turned, 'the end of the thread')
+
+
+def test_what_rcl_refuses_ends_no_thread(bench, paper_bundle, monkeypatch):
+    node = inference(bench, paper_bundle)
+    refused, next_ = [], node._input._next
+    monkeypatch.setattr(node._input, '_next', lambda: 1 / 0 if len(refused) < 2 and not refused.append(1) else next_())
+    publisher = bench.publisher(Image, 'image_preprocessed')
+
+    def told():
+        publisher.publish(image_bytes(1, np.full((32, 32, 3), 200, np.uint8)))
+        return node.counts['published']
+
+    wait_for(told, 'a result')
+    assert node.counts['errors'] == 2
 
 
 def test_results_that_wait_are_told_when_the_node_is_deactivated(bench, paper_bundle):

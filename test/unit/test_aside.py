@@ -1,6 +1,7 @@
 """Calls beside what their owner does."""
 
 import threading
+import time
 
 from edge_resnet.nodes.aside import WAITING, Aside
 
@@ -40,3 +41,37 @@ def test_here_means_now_unless_others_wait():
     hang.set()
     aside.close(within_s=10.0)
     assert made[1] is not threading.current_thread()
+
+
+def test_what_is_for_a_certain_time_is_made_then_between_the_others_and_only_the_latest():
+    made, began = [], time.monotonic()
+    aside = Aside(lambda call: call, 'aside')
+    aside.call_at(began + 60.0, lambda: made.append('given up'))
+    aside.call_at(began + 0.3, lambda: made.append(time.monotonic() - began))
+    aside.call(lambda: made.append('call'), here=True)
+    assert made == ['call'], 'here: nobody is waiting for it'
+    aside.call(lambda: made.append('aside'))
+    while len(made) < 3 and time.monotonic() < began + 20.0:
+        time.sleep(0.01)
+    assert made[:2] == ['call', 'aside']
+    assert made[2] >= 0.3
+    aside.call_at(time.monotonic() + 0.2, lambda: made.append('too late'))
+    aside.close(within_s=10.0)
+    time.sleep(0.3)
+    assert len(made) == 3
+    assert not aside._thread.is_alive()
+
+
+def test_a_time_is_not_waited_for_by_who_gives_it_nor_missed_by_a_call_that_hangs_until_then():
+    hang, made = threading.Event(), []
+    aside = Aside(lambda call: call, 'aside')
+    for _ in range(WAITING + 1):
+        aside.call(hang.wait)
+    aside.call_at(time.monotonic(), lambda: made.append(1))
+    assert not made
+    hang.set()
+    deadline = time.monotonic() + 20.0
+    while not made and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert made
+    aside.close(within_s=10.0)

@@ -198,3 +198,22 @@ def test_before_a_frame_is_of_interest_the_one_at_hand_is_looked_at_again_only_i
     assert demand.wait_s(T) == pytest.approx(PATIENCE * T)
     clock.now_s += demand.wait_s(T)
     assert demand.wait_s(T) == 0, 'none came'
+
+
+def test_when_the_frame_is_expected_that_will_be_used():
+    clock, demand = fed()
+    assert demand.expected_s() == math.inf, 'nobody asks'
+    clock.now_s = T / 4
+    demand.ask(0.0)
+    assert demand.expected_s() == pytest.approx(3 / 4 * T), 'the next one'
+    demand.ask(4 * T)
+    clock.now_s = T / 2
+    assert demand.expected_s() == pytest.approx(3.5 * T), 'the last one in time, at 4 T'
+    demand.ask(-0.001)
+    assert demand.expected_s() == pytest.approx(T / 2), 'each one'
+    assert FrameDemand(clock).expected_s() == math.inf, 'no period'
+    fast = FrameDemand(clock)
+    for n in range(5):
+        fast.seen(clock.now_s + n * 0.004)
+    fast.ask(0.0)
+    assert fast.expected_s() == math.inf, 'a pause of 4 ms is none'
