@@ -35,8 +35,9 @@ class Aside:
     def call_at(self, time_s: float, what: Callable[[], None]) -> None:
         """Make the call at that time of the monotonic clock, unless another is given by then. For any caller; never waits."""
         self._timed = (time_s, what)
-        with contextlib.suppress(Full):  # it has more to do then
-            self._calls.put_nowait(look)
+        if self._calls.empty():  # else it comes round
+            with contextlib.suppress(Full):
+                self._calls.put_nowait(look)
 
     def _run(self) -> None:
         while True:

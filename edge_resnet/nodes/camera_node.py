@@ -122,7 +122,8 @@ class CameraNode(ManagedNode[CameraParameters]):
     def _on_request(self, in_s: float) -> None:
         self._demand.ask(in_s)
         self._look()
-        if UPCOMING_S < (expected_s := self._demand.expected_s()) < math.inf:
+        self._ahead.cancel()
+        if self.active and UPCOMING_S < (expected_s := self._demand.expected_s()) < math.inf:
             self._ahead.timer_period_ns = round((expected_s - UPCOMING_S) * 1e9)
             self._ahead.reset()
 
@@ -159,6 +160,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         if taken is None:
             return
         self._demand.used()
+        self._ahead.cancel()
         image = flipped(taken.frame.image, self.parameters.flip)
         header = Header(Stamp.from_ns(taken.stamp_ns), self.parameters.frame_id)
         captured_ns = self.now_ns()

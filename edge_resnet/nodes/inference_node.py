@@ -55,7 +55,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         self._classifier: Classifier | None = None
         self._input: FrameInput | None = None
         self._aside: Aside
-        self._working = threading.Lock()  # the thread of an input that is closed may still be in the model
+        self._working = threading.Lock()  # the model's: the thread of an input that is closed may still be in it
         self._drift: DriftMonitor | None = None
         self._governor: Governor | None = None
         self._temperatures = Polled(self, Temperature, 'cpu_temperature')
@@ -72,6 +72,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         bundle = p.bundle()
         self._drift = DriftMonitor.of_card(bundle.card, bundle.name)
         self._governor = Governor(p.governor_limit_c) if p.governor else None
+        self._working = threading.Lock()
         self._classifier = self._make_classifier(bundle, p.runtime, p.num_threads)
         self._classifier.warm_up()
         self.facts = {'model': bundle.name, 'sha256': bundle.sha256, 'runtime': self._classifier.runtime}
@@ -164,7 +165,6 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         pixels = pixels if order == 'rgb' else pixels[..., ::-1]
         scores = classifier.classify(pixels)
         done_ns = self.now_ns()
-        self.counts['published'] += 1
         self.counts['busy_ns'] += done_ns - started_ns
         if self._governor is not None:
             for temperature, _ in self._temperatures.take():
@@ -173,6 +173,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
 
         def tell() -> None:
             self._output.publish(Results(image.header, top_k(scores, classifier.bundle.labels, p.max_results, p.score_threshold)))
+            self.counts['published'] += 1
             self.stage(INFERENCE_STARTED, image.header, started_ns)
             self.stage(INFERENCE_DONE, image.header, done_ns)
             now_s = time.monotonic()

@@ -16,7 +16,7 @@ from sensor_msgs.msg import TimeReference
 
 from edge_resnet.conversions import MAX_IMAGE_BYTES, read_stage, write_duration
 from edge_resnet.exceptions import ResultError
-from edge_resnet.nodes.base import WARN, Health, ManagedNode, told
+from edge_resnet.nodes.base import ERROR, WARN, Health, ManagedNode, told
 from edge_resnet.nodes.executor import take_message
 from edge_resnet.nodes.frames import BEST_EFFORT_QOS, FRAME_QOS, Gate, local_topic, overridable, request_topic, upcoming_topic
 from edge_resnet.pipeline.demand import FrameDemand
@@ -27,11 +27,11 @@ try:
 except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
-SILENCE_S = 3.0  # of an input, after which the diagnostics tell
+SILENCE_S, STUCK_S = 3.0, 4.0  # of an input, of a thread at one frame, after which the diagnostics tell
 REFRESH_S, REFRESH_IDLE_S = 0.2, 1.0  # how often an input looks who else is there, and asks again for a frame that does not come; one that never asks
 TURN_S = 1.0  # a thread with nothing to do comes round after this time
 ENDS_S = 0.1  # for a thread that is not in its callback
-FAILED_S = 0.1  # after what rcl refused
+FAILED_S, RENEWAL_S = 0.1, 0.001  # after what rcl refused; while a subscription is made anew
 MIXED_S = 2.0  # after a number that went back
 SMOOTHING, MAX_TRANSFER_S = 0.1, 0.02  # of the time that a frame takes from publisher to callback; more means clocks that differ
 POLLED_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1000, reliability=ReliabilityPolicy.RELIABLE)  # 0.5 s of seven records at 240 Hz
@@ -100,10 +100,12 @@ class FrameInput:
     def start_thread(self) -> None:
         """Wait for frames and use them on a thread of its own, for a callback that services and timers are not to wait for."""
         self._wake = GuardCondition(None, None, self._node.context)  # of this thread; those of the node are the executor's
-        self._thread = threading.Thread(target=self._receive, name=self._topic, daemon=True)
+        self._node.turned[self] = time.monotonic()
+        thread = threading.Thread(target=self._receive, name=self._topic, daemon=True)
+        thread.start()
+        self._thread = thread
         self._set_wants(self._wants)
         self._wake.trigger()  # for what has been handed over
-        self._thread.start()
 
     def _subscribe(self, qos: QoSProfile) -> Any:
         first = 'qos' not in self.__dict__
@@ -157,8 +159,11 @@ class FrameInput:
         outputs = len(self._local_topic.outputs)
         local = outputs > 0 and self._node.count_publishers(self._subscription.topic_name) <= outputs
         if local is not self._local:
-            self._local, self._sequence = local, None
+            with self._slot_lock:
+                self._local, self._slot, self._sequence = local, None, None
             self._set_wants(self._wants)
+            if self._thread is not None:
+                self._wake.trigger()  # it waits for what is handed over or for what is published
         asks = self.asks and not (self._demand is not None and self._demand.every)
         if asks and self._requests is None:
             self._requests = self._node.create_publisher(Duration, self._request_topic, FRAME_QOS)
@@ -243,19 +248,21 @@ class FrameInput:
             self._on_upcoming()
 
     def _receive(self) -> None:
-        wait_set = _rclpy.WaitSet(1, 1, 0, 0, 0, 0, self._node.context.handle)
+        wait_set = None
         while not self._closed and self._node.context.ok():
             try:
+                wait_set = wait_set or _rclpy.WaitSet(1, 1, 0, 0, 0, 0, self._node.context.handle)
                 with (subscription := self._subscription).handle, self._wake.handle:
                     wait_set.clear_entities()
-                    wait_set.add_subscription(subscription.handle)
+                    if not self._local:  # or what is left unread would wake it again and again
+                        wait_set.add_subscription(subscription.handle)
                     wait_set.add_guard_condition(self._wake.handle)
                     wait_set.wait(int(TURN_S * 1e9))
                 if (taken := self._next()) is not None:
                     self._accept(*taken)
                     self._release(taken[0])
-            except _rclpy.InvalidHandle:  # the subscription was made anew
-                pass
+            except _rclpy.InvalidHandle:  # the subscription is made anew
+                time.sleep(RENEWAL_S)
             except Exception as error:  # a thread that dies is a silent fault
                 self._node.fault(*told(error, self._topic))
                 time.sleep(FAILED_S)
@@ -302,6 +309,8 @@ class FrameInput:
         return taken[0]
 
     def _accept(self, message: Any, sequence: int | None, received_ns: int, sent_ns: int) -> None:
+        if self._closed:
+            return
         missed = self._count(sequence, received_ns, sent_ns)
         if self._demand is None:
             self._use(message)
@@ -341,8 +350,11 @@ class FrameInput:
 
     def diagnose(self, health: Health) -> None:
         refused, self._reported_refused = self.refused - self._reported_refused, self.refused
-        silent_s = time.monotonic() - self._heard_s
-        if refused:
+        now = time.monotonic()
+        silent_s, busy_s = now - self._heard_s, now - self._node.turned.get(self, now)
+        if busy_s > STUCK_S:
+            health.report(ERROR, f'has been at one frame of {self._topic} for {busy_s:.0f} s')
+        elif refused:
             health.report(WARN, f'{refused} refused on {self._topic}, the last: {self._refusal}')
         elif silent_s > SILENCE_S and self._wants:
             health.report(WARN, f'nothing on {self._topic} for {silent_s:.0f} s')

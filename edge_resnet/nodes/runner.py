@@ -21,6 +21,7 @@ from edge_resnet.stopping import StopRequest
 from edge_resnet.systemd import SystemdNotifier
 
 TURN_S = 1.0  # an executor with nothing to do comes back after this time
+ENDS_S = 2.0  # for threads at the end
 STUCK_S = 4.0  # one that has not come back for so long hangs in a callback
 
 SWITCH_S = 2e-4  # between threads of composed nodes; with Python's 5 ms a frame waits while its sender does what is not urgent
@@ -105,7 +106,7 @@ def bring_up(node: ManagedNode) -> bool:
 
 
 def _close(nodes: list[ManagedNode], executors: list[LeanExecutor], threads: list[threading.Thread]) -> None:
-    for node in nodes:  # before anything that may hang: the hardware
+    for node in reversed(nodes):  # before anything that may hang: the hardware, and the actuator before those that feed it
         try:
             node.make_safe()
         except Exception as error:
@@ -113,7 +114,10 @@ def _close(nodes: list[ManagedNode], executors: list[LeanExecutor], threads: lis
     for executor in executors:
         executor.wake()
     for thread in threads:
-        thread.join(2.0)
+        thread.join(ENDS_S)
+    until_s = time.monotonic() + ENDS_S
+    while any(node.turned for node in nodes) and time.monotonic() < until_s:  # a model that is at work
+        time.sleep(0.01)
     endings: list[Callable[[], Any]] = [*(partial(executor.shutdown, 1.0) for executor in executors), *(node.destroy_node for node in nodes)]
     for ending in endings:
         try:

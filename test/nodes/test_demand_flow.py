@@ -24,6 +24,7 @@ from edge_resnet.nodes.executor import LeanExecutor
 from edge_resnet.nodes.frames import BEST_EFFORT_QOS, FRAME_QOS, FrameOutput, LocalTopic
 from edge_resnet.nodes.image_writer import ImageWriter
 from edge_resnet.nodes.inference_node import InferenceNode
+from edge_resnet.nodes.inputs import FrameInput
 from edge_resnet.nodes.preprocess_node import PreprocessNode
 from edge_resnet.pipeline.latency import NOT_ASKED, OVERWRITTEN
 
@@ -297,6 +298,23 @@ def test_a_message_that_is_left_unread_wakes_nobody(bench, paper_bundle, monkeyp
     time.sleep(1.0)
     assert preprocess._input.received == 0, 'nobody wants a frame'
     assert 0 < spins.count(preprocess) < 60  # two timers and the events: 16
+
+
+def test_what_is_published_for_others_too_does_not_wake_the_thread_that_gets_it_handed_over(bench, paper_bundle, monkeypatch):
+    rounds, next_ = [], FrameInput._next
+    monkeypatch.setattr(FrameInput, '_next', lambda self: rounds.append(1) or next_(self))
+    chain = Chain(bench, paper_bundle)
+    wait_for(lambda: len(chain.results) > 3, 'results')
+    images = bench.listen(Image, 'image_preprocessed', qos_profile_sensor_data)
+    wait_for(lambda: len(images) > 3, 'images')
+    before = len(rounds), len(images)
+    time.sleep(1.0)
+    assert len(rounds) - before[0] < 3 * HZ
+    assert chain.inference._input._local
+    monkeypatch.setattr(chain.preprocess._output._local, 'inputs', [])  # from now on it is only published
+    chain.preprocess._output._local.outputs.clear()
+    wait_for(lambda: not chain.inference._input._local, 'the end of handing over')
+    chain.during(3)
 
 
 def test_a_lost_request_is_made_up_for(chain, monkeypatch):

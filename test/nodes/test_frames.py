@@ -16,7 +16,7 @@ from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo
 
 from edge_resnet.conversions import Header, Stamp, stamp_ns, view_of, write_image
-from edge_resnet.nodes import image_writer, inference_node
+from edge_resnet.nodes import image_writer, inference_node, inputs
 from edge_resnet.nodes.base import LATCHED_QOS
 from edge_resnet.nodes.camera_node import CameraNode
 from edge_resnet.nodes.frames import FRAME_QOS
@@ -382,6 +382,42 @@ def test_what_is_in_the_model_when_the_node_is_deactivated_is_not_told_and_does_
     assert node.counts['errors'] == 0
 
 
+def test_what_is_in_a_slow_model_when_the_node_is_deactivated_is_not_told(bench, paper_bundle, monkeypatch):
+    monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
+    results, node = bench.listen(Classification, 'classification', FRAME_QOS), inference(bench, paper_bundle)
+    held, begun, classify = threading.Event(), [], node._classifier.classify
+    node._classifier.classify = lambda image: (begun.append(1), held.wait(60.0), classify(image))[-1]
+    publisher = bench.publisher(Image, 'image_preprocessed')
+    publisher.publish(image_bytes(1, np.full((32, 32, 3), 200, np.uint8)))
+    wait_for(lambda: begun, 'a frame in the model')
+    publisher.publish(image_bytes(2, np.full((32, 32, 3), 200, np.uint8)))
+    node.trigger_deactivate()
+    node.trigger_cleanup()
+    node.trigger_configure()  # a model of its own
+    node.trigger_activate()
+    publisher = bench.publisher(Image, 'image_preprocessed')
+    publisher.publish(image_bytes(3, np.full((32, 32, 3), 200, np.uint8)))
+    wait_for(lambda: results, 'a result, while the old model hangs')
+    node.trigger_deactivate()
+    held.set()
+    wait_for(lambda: not node.turned, 'the end of both threads')
+    time.sleep(0.3)
+    assert [stamp_ns(message.header) for message in results] == [3]
+    assert (len(begun), node.counts['published'], node.counts['errors']) == (1, 1, 0)
+
+
+def test_a_model_that_does_not_come_back_is_an_error(bench, paper_bundle, monkeypatch):
+    monkeypatch.setattr(inputs, 'STUCK_S', 0.5)
+    node, newest = inference(bench, paper_bundle), bench.diagnostics('inference')
+    held, classify = threading.Event(), node._classifier.classify
+    node._classifier.classify = lambda image: (held.wait(60.0), classify(image))[-1]
+    monkeypatch.setattr(inputs, 'TURN_S', 0.1)
+    bench.publisher(Image, 'image_preprocessed').publish(image_bytes(1, np.full((32, 32, 3), 200, np.uint8)))
+    wait_for(lambda: newest().get('', '').startswith('2 has been at one frame of image_preprocessed for'), 'the diagnostic')
+    held.set()
+    wait_for(lambda: newest().get('', '').startswith('0'), 'its end')
+
+
 def test_the_first_frame_is_not_lost_to_a_node_that_is_being_activated(bench, paper_bundle, monkeypatch):
     """Handed over, or there as soon as it subscribes: its thread may be faster than who starts it."""
     start = FrameInput.start_thread
@@ -391,6 +427,7 @@ def test_the_first_frame_is_not_lost_to_a_node_that_is_being_activated(bench, pa
         start(self)
         time.sleep(0.3)
 
+    monkeypatch.setattr(inputs, 'TURN_S', 60.0)  # not because it comes round by itself
     monkeypatch.setattr(FrameInput, 'start_thread', slowly)
     monkeypatch.setattr(FrameInput, '_refresh', lambda self: setattr(self, '_local', True))
     node = inference(bench, paper_bundle)
@@ -401,7 +438,6 @@ def test_a_thread_of_an_input_that_does_not_come_round_keeps_the_watchdog_quiet(
     """As an executor's does: runner.run looks at both."""
     node = inference(bench, paper_bundle)
     input_, held, begun, classify = node._input, threading.Event(), [], node._classifier.classify
-    wait_for(lambda: time.monotonic() - node.turned[input_] < 1.5, 'a round')
     first = node.turned[input_]
     wait_for(lambda: node.turned[input_] > first, 'another, with nothing to do')
     node._classifier.classify = lambda image: (begun.append(1), held.wait(60.0), classify(image))[-1]

@@ -62,6 +62,30 @@ def test_what_is_for_a_certain_time_is_made_then_between_the_others_and_only_the
     assert not aside._thread.is_alive()
 
 
+def test_a_thread_with_nothing_to_do_is_there_in_time():
+    made, aside = threading.Event(), Aside(lambda call: call, 'aside')
+    time.sleep(0.1)  # until it waits
+    aside.call_at(time.monotonic() + 0.1, made.set)
+    assert made.wait(20.0)
+    aside.close(within_s=10.0)
+
+
+def test_times_take_no_call_its_place_nor_keep_the_thread_from_ending():
+    hang, began, made = threading.Event(), threading.Event(), []
+    aside = Aside(lambda call: call, 'aside')
+    aside.call(lambda: began.set() or hang.wait())
+    assert began.wait(20.0)
+    for _ in range(100):
+        aside.call_at(0.0, lambda: None)
+    for n in range(WAITING - 2):
+        aside.call(lambda n=n: made.append(n))
+    aside.close(within_s=0.1)  # finds its place
+    hang.set()
+    aside._thread.join(20.0)
+    assert not aside._thread.is_alive()
+    assert made == list(range(WAITING - 2))
+
+
 def test_a_time_is_not_waited_for_by_who_gives_it_nor_missed_by_a_call_that_hangs_until_then():
     hang, made = threading.Event(), []
     aside = Aside(lambda call: call, 'aside')

@@ -16,7 +16,8 @@ from edge_resnet.systemd import SystemdNotifier
 HANGING = """
 import time
 from dataclasses import dataclass
-from edge_resnet.nodes import runner
+from sensor_msgs.msg import Image
+from edge_resnet.nodes import inputs, runner
 from edge_resnet.nodes.base import ManagedNode
 from edge_resnet.nodes.parameters import param
 
@@ -28,10 +29,16 @@ class Hanging(ManagedNode[Parameters]):
     Parameters = Parameters
     def __init__(self):
         super().__init__('hanging')
-        self.create_timer(1.5, lambda: time.sleep(60), clock=self._steady)
+        self.create_timer(1.5, self.hang, clock=self._steady)
+        self.input = inputs.FrameInput(self, Image, 'image', print)
+        self.input.start_thread()
+    def hang(self):
+        if '{where}' == 'executor':
+            time.sleep(60)
+        self.input._next = lambda: time.sleep(60)
 
 runner.STUCK_S = 0.5
-runner.TURN_S = 0.1
+runner.TURN_S = inputs.TURN_S = 0.1
 raise SystemExit(runner.run([Hanging]))
 """
 
@@ -73,15 +80,16 @@ def test_an_abstract_socket_and_one_that_is_gone(tmp_path):
     SystemdNotifier({'NOTIFY_SOCKET': str(tmp_path / 'gone')}).tell('READY=1')
 
 
-def test_the_watchdog_is_fed_only_while_every_executor_turns(systemd):
+@pytest.mark.parametrize('where', ['executor', 'thread of an input'])
+def test_the_watchdog_is_fed_only_while_every_executor_and_input_comes_round(systemd, where):
     pytest.importorskip('rclpy')
     heard, environment = systemd
-    process = subprocess.Popen([sys.executable, '-c', HANGING], env={**os.environ, **environment})
+    process = subprocess.Popen([sys.executable, '-c', HANGING.replace('{where}', where)], env={**os.environ, **environment})
     try:
         assert heard.recv(100) == b'READY=1'
         assert heard.recv(100) == b'WATCHDOG=1'
         heard.settimeout(4.0)
-        with pytest.raises(TimeoutError):  # the timer hangs from 1.5 s on, and systemd would end it after WatchdogSec
+        with pytest.raises(TimeoutError):  # it hangs from 1.5 s on, and systemd would end it after WatchdogSec
             all(heard.recv(100) for _ in range(60))
     finally:
         process.kill()
