@@ -70,6 +70,7 @@ class ManagedNode(LifecycleNode, Generic[P]):
         self._configured = self.active = False
         self.failure = ''  # why the last transition was refused
         self.turn = threading.Lock()  # held by whoever runs one of its callbacks
+        self.spun_by = 0  # the thread of its executor
         self.turned: dict[Any, float] = {}  # when each of its own threads last came round
         self.hardware_id = socket.gethostname()  # of the diagnostics
         self.facts: dict[str, Any] = {}  # about what it was configured with, beside its parameters

@@ -145,7 +145,7 @@ class CameraNode(ManagedNode[CameraParameters]):
                 if wait_s == 0:
                     self._publish()
                 elif math.isfinite(wait_s):
-                    self._look_later(wait_s)
+                    self._look_later(wait_s + self._demand.period_s)  # or rather when the next frame comes
             finally:
                 self._lock.release()
         if self._again:  # frames come faster than they are published: that is the executor's, not the caller's
@@ -160,13 +160,13 @@ class CameraNode(ManagedNode[CameraParameters]):
         if taken is None:
             return
         self._demand.used()
-        self._ahead.cancel()
         image = flipped(taken.frame.image, self.parameters.flip)
         header = Header(Stamp.from_ns(taken.stamp_ns), self.parameters.frame_id)
         captured_ns = self.now_ns()
         self._image.publish(view_of(header, image, 'bgr8'))
         self.stage(CAPTURED, header, captured_ns)
         self.counts['published'] += 1
+        self._ahead.cancel()
         if self._info.get_subscription_count():
             self._publish_info(header, image)
         if taken.frame.label and self._truth.get_subscription_count():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +47,7 @@ class LeanExecutor(SingleThreadedExecutor):
 
     def spin_once(self, timeout_sec: float | None = None) -> None:
         node = self._node
+        node.spun_by = threading.get_ident()
         subscriptions = [entity for entity in node.subscriptions if entity.callback_group.can_execute(entity)]  # only a Gate may be shut
         timers, clients, services = [*node.timers], [*node.clients], [*node.services]
         own = [guard for guard in (self._guard, self._sigint_gc) if guard is not None]  # none left after shutdown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -180,7 +181,7 @@ class FrameInput:
         self._wants = wants
         opens = wants and not self._local and self._thread is None
         wakes, self._gate.open = opens and not self._gate.open, opens  # the executor waits without what was shut, and this may be another thread
-        if wakes or (wants and self._slot is not None):
+        if (wakes and threading.get_ident() != self._node.spun_by) or (wants and self._slot is not None):
             self._slot_filled.trigger()
 
     def _look(self) -> None:
@@ -198,8 +199,9 @@ class FrameInput:
             demand.used()
             self._use(message)
         wait_s = demand.wait_s()
-        self._set_wants(wait_s == 0)
-        self._look_again(wait_s)
+        waits_for_it = demand.served and math.isfinite(wait_s)  # nothing else will come
+        self._set_wants(wait_s == 0 or waits_for_it)
+        self._look_again(REFRESH_S if waits_for_it else wait_s)
 
     def _look_again(self, wait_s: float) -> None:
         period_s = min(wait_s, REFRESH_S) if wait_s > 0 else REFRESH_S
@@ -209,7 +211,6 @@ class FrameInput:
             self._timer.reset()
 
     def _on_timer(self) -> None:
-        self._waits_s = -1.0
         self._refresh()
         if self._demand is not None:
             self._look()
