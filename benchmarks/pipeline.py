@@ -280,7 +280,7 @@ class Value:
         return cls(median(values), min(values), max(values))
 
     def __str__(self) -> str:
-        digits = 0 if self.middle >= 100 else 1 if self.middle >= 10 else 2
+        digits = 0 if self.middle >= 100 else 1 if self.middle >= 10 else 2 if self.middle >= 2 else 3
         return f'{self.middle:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})'
 
 
