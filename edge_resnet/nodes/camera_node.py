@@ -123,7 +123,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         self._demand.ask(in_s)
         self._look()
         self._ahead.cancel()
-        if self.active and UPCOMING_S < (expected_s := self._demand.expected_s()) < math.inf:
+        if self.active and in_s <= 0 and UPCOMING_S < (expected_s := self._demand.expected_s()) < math.inf:
             self._ahead.timer_period_ns = round((expected_s - UPCOMING_S) * 1e9)
             self._ahead.reset()
 

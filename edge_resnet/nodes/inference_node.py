@@ -129,8 +129,6 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         slow = self._takes_s > SLOW_S
         if early:  # now, so that the next frame is there when this one is done
             self._aside.call(ask, here=not slow)
-        if slow:
-            self._aside.call_at(began_s + self._takes_s - UPCOMING_S, self._output.announce)
         tell = self._infer(classifier, data)
         if input_ is not self._input:  # deactivated meanwhile
             return None
