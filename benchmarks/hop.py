@@ -31,8 +31,8 @@ from edge_resnet.pipeline.latency import percentile
 
 SIZES = ((4, 16), (224, 224), (480, 640), (720, 1280))
 EACH = 200
-SLOW = 60.0  # a second, at most which there is a pause
-ELSEWHERE = 25_000_000  # bytes, of weights
+PAUSED = 60.0  # a second or fewer leave a pause, for something else
+ELSEWHERE = 25_000_000  # bytes, as many as ResNet50's weights
 
 
 def publish(framerate: float, ahead_s: float) -> None:
@@ -46,7 +46,7 @@ def publish(framerate: float, ahead_s: float) -> None:
         for _ in range(EACH):
             publisher.publish(write_image(Header(Stamp.from_ns(time.time_ns()), 'hop'), image, 'rgb8'))
             began = time.monotonic()
-            if framerate <= SLOW:
+            if framerate <= PAUSED:
                 other.sum()
             time.sleep(max(0.0, began + 1 / framerate - ahead_s - time.monotonic()))
             if ahead_s:
@@ -80,7 +80,7 @@ def main() -> int:
             if taken is not None:
                 image = read_image(taken[0])
                 times[image.width, image.height].append((time.time_ns() - stamp_ns(image.header)) / 1e6)
-                if framerate <= SLOW:
+                if framerate <= PAUSED:
                     other.sum()
     for (width, height), found in times.items():
         print(f'{width}x{height}: {len(found)} of {EACH}, p50 {percentile(found, 50):.2f} ms, p99 {percentile(found, 99):.2f} ms')

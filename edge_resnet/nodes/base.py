@@ -28,6 +28,7 @@ P = TypeVar('P')
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 DIAGNOSTICS_PERIOD_S = 1.0
+TURN_S, STUCK_S = 1.0, 4.0  # a thread with nothing to do comes round after the first; one that has not after the second hangs in a callback
 LOG_PERIOD_S = 5.0  # at most one line per node and kind of fault in this time
 
 RECORD_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=100, reliability=ReliabilityPolicy.RELIABLE)

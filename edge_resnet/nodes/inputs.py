@@ -17,7 +17,7 @@ from sensor_msgs.msg import TimeReference
 
 from edge_resnet.conversions import MAX_IMAGE_BYTES, read_stage, write_duration
 from edge_resnet.exceptions import ResultError
-from edge_resnet.nodes.base import ERROR, WARN, Health, ManagedNode, told
+from edge_resnet.nodes.base import ERROR, STUCK_S, TURN_S, WARN, Health, ManagedNode, told
 from edge_resnet.nodes.executor import take_message
 from edge_resnet.nodes.frames import BEST_EFFORT_QOS, FRAME_QOS, Gate, local_topic, overridable, request_topic, upcoming_topic
 from edge_resnet.pipeline.demand import FrameDemand
@@ -28,9 +28,8 @@ try:
 except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
-SILENCE_S, STUCK_S = 3.0, 4.0  # of an input, of a thread at one frame, after which the diagnostics tell
+SILENCE_S = 3.0  # of an input, after which the diagnostics tell
 REFRESH_S, REFRESH_IDLE_S = 0.2, 1.0  # how often an input looks who else is there, and asks again for a frame that does not come; one that never asks
-TURN_S = 1.0  # a thread with nothing to do comes round after this time
 ENDS_S = 0.1  # for a thread that is not in its callback
 FAILED_S, RENEWAL_S = 0.1, 0.001  # after what rcl refused; while a subscription is made anew
 MIXED_S = 2.0  # after a number that went back
@@ -55,7 +54,7 @@ class FrameInput:
     ``asks``: this consumer uses only the frames that it asks for with ``ask``; publishers that take requests then publish no others.
     ``demand``: of those that come, the callback gets only those that it says; all of them while ``every`` says so.
     ``request_base``: the topic that requests and announcements belong to, if it is another one.
-    ``on_upcoming``: called just before the next frame is expected.
+    ``on_upcoming``: called just before the next frame is expected; one that does nothing is worth it, too, since the executor has turned.
     ``inline``: a frame that is handed over inside the process is used on its sender's thread, unless this node is at something else just then:
     for callbacks that take less than waking another thread may.
     """
@@ -310,8 +309,6 @@ class FrameInput:
         return taken[0]
 
     def _accept(self, message: Any, sequence: int | None, received_ns: int, sent_ns: int) -> None:
-        if self._closed:
-            return
         missed = self._count(sequence, received_ns, sent_ns)
         if self._demand is None:
             self._use(message)

@@ -15,15 +15,12 @@ from rclpy.logging import get_logger
 from rclpy.signals import SignalHandlerOptions
 
 from edge_resnet.exceptions import EdgeResnetError
-from edge_resnet.nodes.base import ManagedNode
+from edge_resnet.nodes.base import STUCK_S, TURN_S, ManagedNode
 from edge_resnet.nodes.executor import LeanExecutor
 from edge_resnet.stopping import StopRequest
 from edge_resnet.systemd import SystemdNotifier
 
-TURN_S = 1.0  # an executor with nothing to do comes back after this time
 ENDS_S = 2.0  # for threads at the end
-STUCK_S = 4.0  # one that has not come back for so long hangs in a callback
-
 SWITCH_S = 2e-4  # between threads of composed nodes; with Python's 5 ms a frame waits while its sender does what is not urgent
 
 
