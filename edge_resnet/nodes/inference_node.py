@@ -107,7 +107,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         return response
 
     def _on_upcoming(self) -> None:
-        """A frame comes in ``UPCOMING_S``, and its result ``_takes_s`` later, announced as long ahead. Not of a slow model, which gains little by it."""
+        """A frame comes in ``UPCOMING_S``, its result ``_takes_s`` later, announced as long ahead. A slow model gains too little."""
         if 2 * UPCOMING_S < self._takes_s <= SLOW_S:
             self._aside.call_at(time.monotonic() + self._takes_s, self._output.announce)
 
