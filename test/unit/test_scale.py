@@ -35,7 +35,7 @@ def test_spans_and_losses(bench):
 def test_table_has_ratios_of_the_same_repeat(bench):
     runs = {'one': [{'total': 10.0, 'load': 1.0}, {'total': 20.0, 'load': 1.0}], 'two': [{'total': 5.0, 'load': 2.0}, {'total': 30.0, 'load': 4.0}]}
     last = bench.table('title', (('total', 'ms'), ('/total', 'ratio')), runs).splitlines()[-1]
-    assert last == '| two | 17.5 (5.0 to 30.0) | 1.00 (0.50 to 1.50) | 3.00 (2.00 to 4.00) |'
+    assert last == '| two | 17.5 (5.0 to 30.0) | 1.000 (0.500 to 1.500) | 3.00 (2.00 to 4.00) |'
 
 
 def test_commands_of_a_pipeline(bench, tmp_path):
