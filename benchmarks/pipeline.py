@@ -93,7 +93,8 @@ class Recorder:
         self._context = Context()
         self._context.init([])
         self._node = rclpy.create_node('benchmark', namespace=self._namespace, context=self._context)
-        qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5000, reliability=ReliabilityPolicy.RELIABLE)
+        # Best effort, which spares the nodes the acknowledgements.
+        qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5000, reliability=ReliabilityPolicy.BEST_EFFORT)
         self._subscription = self._node.create_subscription(TimeReference, 'stage_times', lambda _: None, qos)
 
     def _stop(self) -> None:

@@ -35,7 +35,7 @@ from edge_resnet.pipeline.postprocessing import Score
 
 FOCAL_RATIO = 0.829  # focal length over image width of a Camera Module 2: 3.04 mm over its 3.68 mm sensor, 62.2 degrees across
 FROZEN_S = 1.2  # of identical live frames, from which on they are called frozen
-WATCH_PERIOD_S = 0.2
+WATCH_PERIOD_S = 0.4
 WANTED_PERIODS = 1.5  # before a frame is of interest one is decoded: the next may come a little late
 
 
@@ -67,7 +67,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         self._demand = FrameDemand()
         self._lock = threading.Lock()  # frames come from the capture thread, requests from the executor or from inference's
         self._again = False
-        self._later = self.create_timer(1.0, self._look, clock=self._steady)
+        self._later = self.create_timer(1e-9, self._look, clock=self._steady)
         self._later.cancel()
         self._ahead = self.create_timer(1.0, self._announce, clock=self._steady)
         self._ahead.cancel()
@@ -123,7 +123,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         self._demand.ask(in_s)
         self._look()
         self._ahead.cancel()
-        if self.active and in_s <= 0 and UPCOMING_S < (expected_s := self._demand.expected_s()) < math.inf:
+        if self.active and UPCOMING_S < (expected_s := self._demand.expected_s()) < math.inf:
             self._ahead.timer_period_ns = round((expected_s - UPCOMING_S) * 1e9)
             self._ahead.reset()
 
@@ -144,16 +144,10 @@ class CameraNode(ManagedNode[CameraParameters]):
                 wait_s = self._demand.wait_s(self._arrived_s)
                 if wait_s == 0:
                     self._publish()
-                elif math.isfinite(wait_s):
-                    self._look_later(wait_s + self._demand.period_s)  # or rather when the next frame comes
             finally:
                 self._lock.release()
         if self._again:  # frames come faster than they are published: that is the executor's, not the caller's
-            self._look_later(0.0)
-
-    def _look_later(self, wait_s: float) -> None:
-        self._later.timer_period_ns = max(1, round(wait_s * 1e9))
-        self._later.reset()
+            self._later.reset()
 
     def _publish(self) -> None:
         taken = self._grabber.take() if self._grabber is not None and self.active else None
@@ -192,8 +186,10 @@ class CameraNode(ManagedNode[CameraParameters]):
         self.counts['frozen'] = int(frozen_s * 1000)
 
     def _watch(self) -> None:
-        """Look who subscribes, and tell of a source that hangs or is frozen at once, not only with the next round of diagnostics."""
+        """Look who subscribes, publish the frame at hand if it is wanted and the next one does not come, and tell of a source that hangs or is
+        frozen at once, not only with the next round of diagnostics."""
         self._demand.every = self._image.every_frame(self._compressed.get_subscription_count())
+        self._look()
         frozen, before = self.counts['frozen'] >= FROZEN_S * 1000, self._told_frozen
         self._told_frozen = frozen
         if (self._grabber is not None and not self._grabber.check()) or (frozen and not before):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
+from rclpy.guard_condition import GuardCondition
 from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.subscription import Subscription
 from rclpy.timer import Timer
 
-EVENTS_S = 0.2  # how long events are left out after they woke us for nothing
+KINDS = ('subscription', 'guard_condition', 'timer', 'client', 'service', 'event')  # as a wait set wants their numbers
+ATTENDS_S = 2.0  # between two looks at events, of which Fast DDS says with every message that there are some
 
 
 def take_message(subscription: Any) -> tuple[Any, Any] | None:
@@ -26,95 +28,112 @@ def take_message(subscription: Any) -> tuple[Any, Any] | None:
 
 
 class LeanExecutor(SingleThreadedExecutor):
-    """Spins one node: takes subscriptions, timers and guard conditions itself, and leaves the rest to rclpy.
+    """Spins one node: takes subscriptions, timers and guard conditions itself, and leaves the rest to rclpy, on a thread of its own.
 
     rclpy's executor makes a task and a wait set of everything for each callback, and wakes itself twice in between. Here the
-    wait set is kept, and what is ready is called right away, the freshest message of each subscription as it is then. What a callback
+    wait set is kept, and what is ready is called right away, the freshest message of each subscription as it is then. A node has some thirty
+    services and events, and waiting for them, too, would cost more than the rest of a turn. What a callback
     raises, one of rclpy's own too (/clock, parameter services), goes to ``guarded`` of a ManagedNode, and spinning goes on. Each callback
     has the node's ``turn``: a frame may be handed over on its sender's thread.
     """
 
     def __init__(self, node: Any) -> None:
+        self._woken = GuardCondition(None, None, node.context)
         super().__init__(context=node.context)
         self.add_node(node)
         self._node = node
         self._guarded = getattr(node, 'guarded', lambda call, where: call)
         self._turn = getattr(node, 'turn', contextlib.nullcontext())
-        self._wait_set: Any = None
-        self._sizes: tuple[int, ...] = ()
-        self._events_from_s = 0.0
-        self._rest_only = False
+        self._wait_sets: dict[str, tuple[tuple[int, ...], Any]] = {}
+        self._failure: Exception | None = None
+        self.attended_s = time.monotonic()  # when the other thread last came round
+        self._attending = threading.Thread(target=self._attend, name=f'{node.get_name()}_rest', daemon=True)
+        self._attending.start()
+
+    def wake(self) -> None:
+        super().wake()
+        self._woken.trigger()
+
+    def shutdown(self, timeout_sec: float | None = None) -> bool:
+        done = super().shutdown(timeout_sec)
+        self._woken.trigger()
+        self._attending.join(timeout_sec)
+        return done and not self._attending.is_alive()
 
     def spin_once(self, timeout_sec: float | None = None) -> None:
         node = self._node
         node.spun_by = threading.get_ident()
+        if self._failure is not None:
+            raise self._failure
         subscriptions = [entity for entity in node.subscriptions if entity.callback_group.can_execute(entity)]  # only a Gate may be shut
-        timers, clients, services = [*node.timers], [*node.clients], [*node.services]
-        own = [guard for guard in (self._guard, self._sigint_gc) if guard is not None]  # none left after shutdown
-        guards, waitables = [*node.guards, *own], [*node.waitables] if time.monotonic() >= self._events_from_s else []
-        entered: list[Any] = []
+        timers, guards = [*node.timers], [*node.guards, self._woken]
+        entities: dict[str, list[Any]] = {'subscription': subscriptions, 'guard_condition': guards, 'timer': timers}
         try:
-            for entity in (*subscriptions, *timers, *clients, *services, *guards):
-                entity.handle.__enter__()
-                entered.append(entity.handle)
-            for waitable in waitables:
-                waitable.__enter__()
-                entered.append(waitable)
-            wait_set = self._wait(subscriptions, timers, clients, services, guards, waitables, timeout_sec)
-            frames = self._ready(wait_set, 'subscription', subscriptions)
-            for subscription in frames:  # before looking at the rest: a frame waits, and after a pause each line is slow
-                self._call(self._call_subscription, subscription)
-            calls = [(call, entity) for call, kind, entities in ((self._call_guard, 'guard_condition', guards), (self._call_timer, 'timer', timers))
-                     for entity in self._ready(wait_set, kind, entities)]
+            with self._waited('spin', entities, (), timeout_sec) as wait_set:
+                for subscription in self._ready(wait_set, 'subscription', subscriptions):  # before looking at the rest: a frame waits, and
+                    self._call(self._call_subscription, subscription)  # after a pause each line is slow
+                calls = [(call, entity) for call, kind in ((self._call_guard, 'guard_condition'), (self._call_timer, 'timer'))
+                         for entity in self._ready(wait_set, kind, entities[kind])]
         except ShutdownException:
             return
         except _rclpy.InvalidHandle:  # another thread destroyed one
             return
+        for call, entity in calls:
+            self._call(call, entity)
+
+    def _attend(self) -> None:
+        looks_s = time.monotonic()
+        while not self._is_shutdown and self._context.ok():
+            self.attended_s = now = time.monotonic()
+            waitables = [*self._node.waitables] if now >= looks_s else []
+            own = [guard for guard in (self._guard, self._sigint_gc) if guard is not None]  # none left after shutdown
+            entities = {'guard_condition': own, 'client': [*self._node.clients], 'service': [*self._node.services]}
+            try:
+                with self._waited('attend', entities, waitables, 0.0 if waitables else ATTENDS_S) as wait_set:
+                    ready = (wait_set.get_ready_entities('client') or wait_set.get_ready_entities('service') or getattr(self, '_tasks', ())
+                             or any(waitable.is_ready(wait_set) for waitable in waitables))  # Rolling knows no _tasks.
+                if ready:
+                    self._cb_iter = None  # what is left of the last time only tells that its time is over
+                    with self._turn:
+                        self._guarded(super().spin_once, '')(0.0)
+                elif waitables:
+                    looks_s = now + ATTENDS_S
+            except (ShutdownException, ExternalShutdownException):
+                return
+            except _rclpy.InvalidHandle:  # another thread destroyed one
+                continue
+            except Exception as error:
+                self._failure = error
+                self._woken.trigger()
+                return
+
+    def can_execute(self, entity: Any) -> bool:
+        return not isinstance(entity, Subscription | Timer | GuardCondition) and super().can_execute(entity)
+
+    @contextlib.contextmanager
+    def _waited(self, name: str, entities: dict[str, list[Any]], waitables: Sequence[Any], timeout_sec: float | None) -> Iterator[Any]:
+        """The wait set, once something in it is ready, and while nothing in it can be destroyed."""
+        entered: list[Any] = []
+        try:
+            for handle in (*(entity.handle for some in entities.values() for entity in some), *waitables):
+                handle.__enter__()
+                entered.append(handle)
+            yield self._wait(name, entities, waitables, timeout_sec)
         finally:
             for handle in entered:
                 handle.__exit__(None, None, None)
-        for call, entity in calls:
-            self._call(call, entity)
-        # Rolling knows no _tasks.
-        others = bool(wait_set.get_ready_entities('client') or wait_set.get_ready_entities('service') or getattr(self, '_tasks', ())
-                      or any(waitable.is_ready(wait_set) for waitable in waitables))
-        if not (frames or calls or others) and waitables:  # in Fast DDS a message that is left unread sets the condition of its reader's events, too
-            self._events_from_s = time.monotonic() + EVENTS_S
-        if others:
-            self._rest_only = True  # or a frame that waits would be taken instead, again and again
-            self._cb_iter = None  # what is left of the last time only tells that its time is over
-            with self._turn:
-                self._guarded(super().spin_once, '')(0.0)
-            self._rest_only = False
 
-    @staticmethod
-    def _ready(wait_set: Any, kind: str, entities: list[Any]) -> list[Any]:
-        ready = wait_set.get_ready_entities(kind)
-        return [entity for entity in entities if entity.handle.pointer in ready] if ready else []
-
-    def _call(self, call: Callable[[Any], None], entity: Any) -> None:
-        with self._turn:
-            self._guarded(call, self._where(entity))(entity)
-
-    def can_execute(self, entity: Any) -> bool:
-        return not (self._rest_only and isinstance(entity, Subscription | Timer)) and super().can_execute(entity)
-
-    def _wait(self, subscriptions: list, timers: list, clients: list, services: list, guards: list, waitables: list,
-              timeout_sec: float | None) -> Any:
-        """The wait set, once something in it is ready."""
+    def _wait(self, name: str, entities: dict[str, list[Any]], waitables: Sequence[Any], timeout_sec: float | None) -> Any:
         events = [waitable.get_num_entities() for waitable in waitables]
-        sizes = tuple(map(len, (subscriptions, guards, timers, clients, services))) + tuple(
-            sum(getattr(event, f'num_{kind}') for event in events)
-            for kind in ('subscriptions', 'guard_conditions', 'timers', 'clients', 'services', 'events'))
-        if sizes != self._sizes:
-            self._wait_set = _rclpy.WaitSet(sizes[0] + sizes[5], sizes[1] + sizes[6], sizes[2] + sizes[7], sizes[3] + sizes[8],
-                                            sizes[4] + sizes[9], sizes[10], self._context.handle)
-            self._sizes = sizes
-        wait_set = self._wait_set
+        sizes = tuple(len(entities.get(kind, ())) + sum(getattr(event, f'num_{kind}s') for event in events) for kind in KINDS)
+        sizes_then, wait_set = self._wait_sets.get(name, ((), None))
+        if sizes != sizes_then:
+            wait_set = _rclpy.WaitSet(*sizes, self._context.handle)
+            self._wait_sets[name] = sizes, wait_set
         wait_set.clear_entities()
-        for add, entities in ((wait_set.add_subscription, subscriptions), (wait_set.add_timer, timers), (wait_set.add_client, clients),
-                              (wait_set.add_service, services), (wait_set.add_guard_condition, guards)):
-            for entity in entities:
+        for kind, some in entities.items():
+            add = getattr(wait_set, f'add_{kind}')
+            for entity in some:
                 add(entity.handle)
         for waitable in waitables:
             waitable.add_to_wait_set(wait_set)
@@ -124,6 +143,15 @@ class LeanExecutor(SingleThreadedExecutor):
         if not self._context.ok():
             raise ExternalShutdownException()
         return wait_set
+
+    @staticmethod
+    def _ready(wait_set: Any, kind: str, entities: list[Any]) -> list[Any]:
+        ready = wait_set.get_ready_entities(kind)
+        return [entity for entity in entities if entity.handle.pointer in ready] if ready else []
+
+    def _call(self, call: Callable[[Any], None], entity: Any) -> None:
+        with self._turn:
+            self._guarded(call, self._where(entity))(entity)
 
     @staticmethod
     def _where(entity: Any) -> str:

@@ -86,7 +86,7 @@ class FrameOutput:
         self._on_request = on_request
         if on_request is not None:
             node.create_subscription(Duration, request_topic(self.topic),
-                                     lambda data: on_request(read_duration(data)), FRAME_QOS, raw=True)
+                                     lambda data: on_request(read_duration(data)), BEST_EFFORT_QOS, raw=True)
         self._local.outputs.append(self)
 
     def publish(self, frame: Any) -> None:

@@ -102,12 +102,12 @@ class InferenceNode(ManagedNode[InferenceParameters]):
     def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enabled = request.data
         if self._input is not None:
-            self._input.asking = self._enabled
+            self._input.keep_asking(self._enabled)
         response.success, response.message = True, 'enabled' if self._enabled else 'disabled'
         return response
 
     def _on_upcoming(self) -> None:
-        """A frame comes in ``UPCOMING_S``, its result ``_takes_s`` later, announced as long ahead. A slow model gains too little."""
+        """A frame comes in ``UPCOMING_S``, its result ``_takes_s`` later, announced as long ahead; a slow model is still at the one before."""
         if 2 * UPCOMING_S < self._takes_s <= SLOW_S:
             self._aside.call_at(time.monotonic() + self._takes_s, self._output.announce)
 
@@ -128,6 +128,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         ask = partial(self._ask, began_s + takes_s)
         early = began_s - self._free_s < takes_s  # else the camera is slower, and asking can wait for what somebody waits for
         slow = self._takes_s > SLOW_S
+        if slow:
+            self._aside.call_at(began_s + self._takes_s - UPCOMING_S, self._output.announce)
         if early:  # now, so that the next frame is there when this one is done
             self._aside.call(ask, here=not slow)
         tell = self._infer(classifier, data)

@@ -29,7 +29,8 @@ except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
 SILENCE_S = 3.0  # of an input, after which the diagnostics tell
-REFRESH_S, REFRESH_IDLE_S = 0.2, 1.0  # how often an input looks who else is there, and asks again for a frame that does not come; one that never asks
+REFRESH_S, REFRESH_IDLE_S = 0.5, 1.0  # how often an input that asks looks who else is there; one that never asks
+ASKS_AGAIN_S = 0.2  # for a frame that does not come
 ENDS_S = 0.1  # for a thread that is not in its callback
 FAILED_S, RENEWAL_S = 0.1, 0.001  # after what rcl refused; while a subscription is made anew
 MIXED_S = 2.0  # after a number that went back
@@ -145,6 +146,11 @@ class FrameInput:
         if requests is not None and not (outputs and all(output.request(in_s) for output in outputs)):
             requests.publish(write_duration(in_s))
 
+    def keep_asking(self, asking: bool) -> None:
+        self.asking = asking
+        if self._thread is not None:
+            self._wake.trigger()
+
     def want(self, in_s: float, takes_s: float) -> None:
         """``demand``'s frame is wanted, processed, in ``in_s`` seconds, and processing takes ``takes_s``."""
         assert self._demand is not None
@@ -166,7 +172,7 @@ class FrameInput:
                 self._wake.trigger()  # it waits for what is handed over or for what is published
         asks = self.asks and not (self._demand is not None and self._demand.every)
         if asks and self._requests is None:
-            self._requests = self._node.create_publisher(Duration, self._request_topic, FRAME_QOS)
+            self._requests = self._node.create_publisher(Duration, self._request_topic, BEST_EFFORT_QOS)
         elif not asks and self._requests is not None:
             self._node.destroy_publisher(self._requests)
             self._requests = None
@@ -213,7 +219,11 @@ class FrameInput:
         self._refresh()
         if self._demand is not None:
             self._look()
-        elif self.asking and time.monotonic() - self._asked_s > REFRESH_S:
+        else:
+            self._ask_again()
+
+    def _ask_again(self) -> None:
+        if self.asking and time.monotonic() - self._asked_s > ASKS_AGAIN_S:
             self.ask(0.0)  # the last request was lost, or whom it went to was started anew
 
     # Frames. ----------------------------------------------------------------------------------------------------------
@@ -257,10 +267,13 @@ class FrameInput:
                     if not self._local:  # or what is left unread would wake it again and again
                         wait_set.add_subscription(subscription.handle)
                     wait_set.add_guard_condition(self._wake.handle)
-                    wait_set.wait(int(TURN_S * 1e9))
+                    asks_in_s = self._asked_s + ASKS_AGAIN_S - time.monotonic() if self.asking else TURN_S
+                    wait_set.wait(round(min(TURN_S, max(0.0, asks_in_s)) * 1e9))
                 if (taken := self._next()) is not None:
                     self._accept(*taken)
                     self._release(taken[0])
+                else:
+                    self._ask_again()
             except _rclpy.InvalidHandle:  # the subscription is made anew
                 time.sleep(RENEWAL_S)
             except Exception as error:  # a thread that dies is a silent fault

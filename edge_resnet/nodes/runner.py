@@ -69,7 +69,8 @@ def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | No
         systemd = SystemdNotifier()
         systemd.tell('READY=1')
         while not stop.wait(systemd.period_s):  # other signals wake it too
-            rounds = [*turned.values(), *(at for node in nodes for at in tuple(node.turned.values()))]
+            rounds = [*turned.values(), *(executor.attended_s for executor in executors),
+                      *(at for node in nodes for at in tuple(node.turned.values()))]
             if time.monotonic() - min(rounds, default=0.0) < STUCK_S:
                 systemd.tell('WATCHDOG=1')
     except EdgeResnetError as error:
