@@ -11,7 +11,6 @@ from edge_resnet.exceptions import FrameError, SourceError
 from edge_resnet.hardware.cameras import SKIPPED, CameraSource, Frame
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 2.0
-SHORT_S = 0.1  # a stop may wait
 # A read that takes longer hangs; opening a device or a stream, and its first frame, may take seconds.
 HANG_S, FIRST_HANG_S, OPEN_HANG_S = 1.0, 3.0, 10.0
 
@@ -135,11 +134,7 @@ class FrameGrabber:
             self._on_frame(unused)
             if not source.live:
                 due = max(due + self._period_s, time.monotonic() - self._period_s)  # no burst after a pause
-                wait_s = max(0.0, due - time.monotonic())
-                if wait_s < SHORT_S:  # 0.04 ms less than for a wait that can be cut short
-                    time.sleep(wait_s)
-                else:
-                    self._wait(stop, wait_s)
+                self._wait(stop, max(0.0, due - time.monotonic()))
 
 
 class FakeCamera:
