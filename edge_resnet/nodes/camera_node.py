@@ -67,7 +67,7 @@ class CameraNode(ManagedNode[CameraParameters]):
         self._demand = FrameDemand()
         self._lock = threading.Lock()  # frames come from the capture thread, requests from the executor or from inference's
         self._again = False
-        self._later = self.create_timer(1e-9, self._look, clock=self._steady)
+        self._later = self.create_timer(1e-9, self._on_later, clock=self._steady)
         self._later.cancel()
         self._ahead = self.create_timer(1.0, self._announce, clock=self._steady)
         self._ahead.cancel()
@@ -148,6 +148,10 @@ class CameraNode(ManagedNode[CameraParameters]):
                 self._lock.release()
         if self._again:  # frames come faster than they are published: that is the executor's, not the caller's
             self._later.reset()
+
+    def _on_later(self) -> None:
+        self._later.cancel()
+        self._look()
 
     def _publish(self) -> None:
         taken = self._grabber.take() if self._grabber is not None and self.active else None

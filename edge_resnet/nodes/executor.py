@@ -16,6 +16,7 @@ from rclpy.timer import Timer
 
 KINDS = ('subscription', 'guard_condition', 'timer', 'client', 'service', 'event')  # as a wait set wants their numbers
 ATTENDS_S = 2.0  # between two looks at events, of which Fast DDS says with every message that there are some
+EMPTY_TURNS = 4  # in a row, after which an event is to be looked for: what is not taken ends each wait for its subscription
 
 
 def take_message(subscription: Any) -> tuple[Any, Any] | None:
@@ -46,6 +47,8 @@ class LeanExecutor(SingleThreadedExecutor):
         self._turn = getattr(node, 'turn', contextlib.nullcontext())
         self._wait_sets: dict[str, tuple[tuple[int, ...], Any]] = {}
         self._failure: Exception | None = None
+        self._empty_turns, self._looks_s = 0, 0.0
+        self.closing = False  # no more services
         self.attended_s = time.monotonic()  # when the other thread last came round
         self._attending = threading.Thread(target=self._attend, name=f'{node.get_name()}_rest', daemon=True)
         self._attending.start()
@@ -53,6 +56,10 @@ class LeanExecutor(SingleThreadedExecutor):
     def wake(self) -> None:
         super().wake()
         self._woken.trigger()
+
+    def look_for_events(self) -> None:
+        self._looks_s = 0.0
+        super().wake()
 
     def shutdown(self, timeout_sec: float | None = None) -> bool:
         done = super().shutdown(timeout_sec)
@@ -65,13 +72,14 @@ class LeanExecutor(SingleThreadedExecutor):
         node.spun_by = threading.get_ident()
         if self._failure is not None:
             raise self._failure
-        subscriptions = [entity for entity in node.subscriptions if entity.callback_group.can_execute(entity)]  # only a Gate may be shut
+        subscriptions = [entity for entity in node.subscriptions if self._open(entity)]
         timers, guards = [*node.timers], [*node.guards, self._woken]
         entities: dict[str, list[Any]] = {'subscription': subscriptions, 'guard_condition': guards, 'timer': timers}
         try:
             with self._waited('spin', entities, (), timeout_sec) as wait_set:
-                for subscription in self._ready(wait_set, 'subscription', subscriptions):  # before looking at the rest: a frame waits, and
-                    self._call(self._call_subscription, subscription)  # after a pause each line is slow
+                frames = self._ready(wait_set, 'subscription', subscriptions)
+                for subscription in frames:  # before looking at the rest: a frame waits, and after a pause each line is slow
+                    self._call(self._call_subscription, subscription)
                 calls = [(call, entity) for call, kind in ((self._call_guard, 'guard_condition'), (self._call_timer, 'timer'))
                          for entity in self._ready(wait_set, kind, entities[kind])]
         except ShutdownException:
@@ -80,24 +88,30 @@ class LeanExecutor(SingleThreadedExecutor):
             return
         for call, entity in calls:
             self._call(call, entity)
+        self._empty_turns = 0 if frames or calls else self._empty_turns + 1
+        if self._empty_turns >= EMPTY_TURNS:
+            self._empty_turns = 0
+            self.look_for_events()
 
     def _attend(self) -> None:
-        looks_s = time.monotonic()
         while not self._is_shutdown and self._context.ok():
-            self.attended_s = now = time.monotonic()
+            looks_s, now = self._looks_s, time.monotonic()
             waitables = [*self._node.waitables] if now >= looks_s else []
             own = [guard for guard in (self._guard, self._sigint_gc) if guard is not None]  # none left after shutdown
             entities = {'guard_condition': own, 'client': [*self._node.clients], 'service': [*self._node.services]}
             try:
                 with self._waited('attend', entities, waitables, 0.0 if waitables else ATTENDS_S) as wait_set:
-                    ready = (wait_set.get_ready_entities('client') or wait_set.get_ready_entities('service') or getattr(self, '_tasks', ())
-                             or any(waitable.is_ready(wait_set) for waitable in waitables))  # Rolling knows no _tasks.
-                if ready:
+                    self.attended_s = time.monotonic()
+                    ready = [waitable for waitable in waitables if waitable.is_ready(wait_set)]  # all: who is not asked forgets
+                    ready += wait_set.get_ready_entities('client') + wait_set.get_ready_entities('service')
+                if ready or getattr(self, '_tasks', None) or getattr(self, '_ready_tasks', None):  # the second on Rolling
                     self._cb_iter = None  # what is left of the last time only tells that its time is over
                     with self._turn:
+                        if self.closing:
+                            return
                         self._guarded(super().spin_once, '')(0.0)
-                elif waitables:
-                    looks_s = now + ATTENDS_S
+                elif waitables and looks_s == self._looks_s:
+                    self._looks_s = now + ATTENDS_S
             except (ShutdownException, ExternalShutdownException):
                 return
             except _rclpy.InvalidHandle:  # another thread destroyed one
@@ -145,6 +159,11 @@ class LeanExecutor(SingleThreadedExecutor):
         return wait_set
 
     @staticmethod
+    def _open(subscription: Any) -> bool:
+        """What its group says is for rclpy, in whose hands another of the group may be just then; here ``turn`` keeps them apart."""
+        return getattr(subscription.callback_group, 'open', True)
+
+    @staticmethod
     def _ready(wait_set: Any, kind: str, entities: list[Any]) -> list[Any]:
         ready = wait_set.get_ready_entities(kind)
         return [entity for entity in entities if entity.handle.pointer in ready] if ready else []
@@ -176,9 +195,8 @@ class LeanExecutor(SingleThreadedExecutor):
             return
         timer.callback()
 
-    @staticmethod
-    def _call_subscription(subscription: Any) -> None:
-        if not subscription.callback_group.can_execute(subscription):
+    def _call_subscription(self, subscription: Any) -> None:
+        if not self._open(subscription):
             return
         if (taken := take_message(subscription)) is not None:
             kinds = getattr(Subscription, 'CallbackType', None)  # not on Humble

@@ -18,7 +18,7 @@ from sensor_msgs.msg import TimeReference
 from edge_resnet.conversions import MAX_IMAGE_BYTES, read_stage, write_duration
 from edge_resnet.exceptions import ResultError
 from edge_resnet.nodes.base import ERROR, STUCK_S, TURN_S, WARN, Health, ManagedNode, told
-from edge_resnet.nodes.executor import take_message
+from edge_resnet.nodes.executor import EMPTY_TURNS, LeanExecutor, take_message
 from edge_resnet.nodes.frames import BEST_EFFORT_QOS, FRAME_QOS, Gate, local_topic, overridable, request_topic, upcoming_topic
 from edge_resnet.pipeline.demand import FrameDemand
 from edge_resnet.pipeline.latency import LOST, SUPERSEDED
@@ -258,7 +258,7 @@ class FrameInput:
             self._on_upcoming()
 
     def _receive(self) -> None:
-        wait_set = None
+        wait_set, empty_turns = None, 0
         while not self._closed and self._node.context.ok():
             try:
                 wait_set = wait_set or _rclpy.WaitSet(1, 1, 0, 0, 0, 0, self._node.context.handle)
@@ -272,8 +272,12 @@ class FrameInput:
                 if (taken := self._next()) is not None:
                     self._accept(*taken)
                     self._release(taken[0])
-                else:
-                    self._ask_again()
+                    empty_turns = 0
+                    continue
+                self._ask_again()
+                empty_turns += 1
+                if empty_turns % EMPTY_TURNS == 0 and isinstance(self._node.executor, LeanExecutor):
+                    self._node.executor.look_for_events()
             except _rclpy.InvalidHandle:  # the subscription is made anew
                 time.sleep(RENEWAL_S)
             except Exception as error:  # a thread that dies is a silent fault
@@ -357,7 +361,7 @@ class FrameInput:
             self.refused += 1
             self._refusal = told(error, '')[1]
             self._node.fault(*told(error, self._topic))
-        self._done_at_ns, self._asked_s = time.time_ns(), time.monotonic()
+        self._done_at_ns, self._asked_s = time.time_ns(), max(self._asked_s, time.monotonic())
 
     def diagnose(self, health: Health) -> None:
         refused, self._reported_refused = self.refused - self._reported_refused, self.refused

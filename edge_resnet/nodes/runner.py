@@ -104,6 +104,8 @@ def bring_up(node: ManagedNode) -> bool:
 
 
 def _close(nodes: list[ManagedNode], executors: list[LeanExecutor], threads: list[threading.Thread]) -> None:
+    for executor in executors:
+        executor.closing = True
     for node in reversed(nodes):  # before anything that may hang: the hardware, and the actuator before those that feed it
         try:
             node.make_safe()
