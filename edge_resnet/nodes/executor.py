@@ -15,7 +15,7 @@ from rclpy.subscription import Subscription
 from rclpy.timer import Timer
 
 KINDS = ('subscription', 'guard_condition', 'timer', 'client', 'service', 'event')  # as a wait set wants their numbers
-ATTENDS_S = 2.0  # between two looks at events, of which Fast DDS says with every message that there are some
+ATTENDS_S = 1.0  # between two looks at events, of which Fast DDS says with every message that there are some
 EMPTY_TURNS = 4  # in a row, after which an event is to be looked for: what is not taken ends each wait for its subscription
 
 

@@ -128,6 +128,7 @@ class FrameInput:
         if self.qos.reliability == ReliabilityPolicy.RELIABLE and self._subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE:
             self._node.get_logger().warning(f'incompatible QoS on {self.qos_conflict}; taking it best effort')
             self._renew(BEST_EFFORT_QOS)
+        self._node.publish_diagnostics()  # events are heard late enough
 
     def _renew(self, qos: QoSProfile) -> None:
         self._node.destroy_subscription(self._subscription)
