@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -326,6 +327,13 @@ def targets(runs: Runs) -> list[tuple[str, Value, float, bool]]:
     return [(what, value, bound, value.middle >= bound if what.endswith('at least') else value.middle <= bound) for what, value, bound in found]
 
 
+def check_durations(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends with a usage error when ``repeats``, ``seconds`` or ``warm_s`` can't be measured."""
+    for name, low in (('repeats', 1), ('seconds', 1.0), ('warm_s', 0.0)):
+        if not getattr(args, name) >= low:
+            parser.error(f'--{name.replace("_", "-")} is {getattr(args, name)}, expected at least {low}')
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--short', action='store_true', help='only the cases that the targets need')
@@ -337,10 +345,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--kinds', default=','.join((FLOOR, COMPOSED, SEPARATE, TUTORIAL)))
     parser.add_argument('--out', type=Path, default=Path('build/bench.json'))
     args = parser.parse_args(argv)
+    check_durations(parser, args)
+    wanted, kinds = [case for case in cases(args.short) if args.only in case.name], args.kinds.split(',')
+    if not wanted:
+        parser.error(f'--only is {args.only!r}, expected part of one of: {"; ".join(case.name for case in cases(args.short))}')
+    if unknown := set(kinds) - {FLOOR, COMPOSED, SEPARATE, TUTORIAL}:
+        parser.error(f'--kinds has {min(unknown)!r}, expected some of {FLOOR},{COMPOSED},{SEPARATE},{TUTORIAL}')
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end with us
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
     os.environ.update(transport_environment(os.environ))
-    recorder, wanted, kinds = Recorder(), [case for case in cases(args.short) if args.only in case.name], args.kinds.split(',')
+    recorder = Recorder()
     floor_s = {case: measure(FLOOR, case, 1e6, 1e6, recorder, 2.0, 0.5)['total_p50'] / 1000 for case in wanted if not case.inference_s}
     runs: Runs = {case.name: {kind: [] for kind in case.kinds if kind in kinds} for case in wanted}
     for repeat in range(args.repeats):
@@ -358,7 +374,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for what, value, bound, holds in targets(runs):
             print(f'| {what} | {value} | {bound:.3g} | {"holds" if holds else "missed"} |')
             missed += [] if holds else [f'missed: {what} is {value}, the bound is {bound:.3g}']
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({'host': {'machine': platform.machine(), 'cores': os.cpu_count(), 'python': platform.python_version()},
                                     'seconds': args.seconds, 'runs': runs}, indent=1))
     print('\n'.join(missed), file=sys.stderr)

@@ -36,6 +36,7 @@ from pipeline import (
     Case,
     Recorder,
     Value,
+    check_durations,
     command,
     family,
     figures,
@@ -265,6 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f'no part {unknown[0]}, expected some of {", ".join(PARTS)}')
+    check_durations(parser, args)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end with us
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))

@@ -46,3 +46,18 @@ def test_commands_of_a_pipeline(bench, tmp_path):
     parameters = (tmp_path / 'p1' / 'state_actuator.yaml').read_text()
     assert f'"state_file": "{tmp_path}/p1/state"' in parameters
     assert commands['p1actuator'][-5] == str(tmp_path / 'p1' / 'state_actuator.yaml')
+
+
+@pytest.mark.parametrize(('program', 'arguments', 'told'), [
+    ('pipeline', ['--repeats', '0'], '--repeats is 0, expected at least 1'),
+    ('pipeline', ['--seconds', 'nan'], '--seconds is nan, expected at least 1.0'),
+    ('pipeline', ['--warm-s', '-1'], '--warm-s is -1.0, expected at least 0.0'),
+    ('pipeline', ['--short', '--only', 'nonsense'], "--only is 'nonsense', expected part of one of: ResNet50"),
+    ('pipeline', ['--kinds', 'floor,nonsense'], "--kinds has 'nonsense', expected some of floor,"),
+    ('scale', ['scale', '--repeats', '0'], '--repeats is 0, expected at least 1'),
+    ('scale', ['nonsense'], 'no part nonsense, expected some of ')])
+def test_what_can_not_be_measured_is_refused(bench, capsys, program, arguments, told):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(program).main(arguments)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
