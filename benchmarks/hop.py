@@ -84,7 +84,7 @@ def main() -> int:
                     other.sum()
     for (width, height), found in times.items():
         print(f'{width}x{height}: {len(found)} of {EACH}, p50 {percentile(found, 50):.2f} ms, p99 {percentile(found, 99):.2f} ms')
-    return 0
+    return child.returncode
 
 
 if __name__ == '__main__':

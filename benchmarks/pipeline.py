@@ -37,6 +37,7 @@ from sensor_msgs.msg import TimeReference
 from edge_resnet.conversions import stamp_ns
 from edge_resnet.deployment import transport_environment
 from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED, INFERENCE_DONE, INFERENCE_STARTED, percentile
+from edge_resnet.tools.calibrate import processor
 
 STAGES = ('camera', 'preprocess', 'inference', 'actuator')
 FLOOR, COMPOSED, SEPARATE, TUTORIAL = 'floor', 'composed', 'separate', 'tutorial'
@@ -229,6 +230,9 @@ def measure(kind: str, case: Case, framerate: float, saturating: float, recorder
             time.sleep(warm_s)
             begin_ns, before = time.time_ns(), {name: processor_s(child.pid) for name, child in children.items()}
             time.sleep(seconds)
+            for ended, child in children.items():
+                if child.poll() is not None:
+                    raise SystemExit(f'{kind}: {ended} ended with exit code {child.returncode} while it was measured')
             end_ns, after = time.time_ns(), {name: processor_s(child.pid) for name, child in children.items()}
             memory = sum(rss_mb(child.pid) for child in children.values())
             time.sleep(0.3)  # the last records
@@ -293,6 +297,12 @@ def ratio(runs: dict[str, list[dict[str, float]]], kind: str, key: str, base: st
     return Value.of([run[key] / other[key] for run, other in zip(runs[kind], runs[base], strict=True)])
 
 
+def ratios(runs: Runs) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Case -> kind -> column of the table -> middle, low and high of the ratios to the floor."""
+    return {case: {kind: {key: vars(ratio(kinds, kind, key)) for key, _ in COLUMNS} for kind in kinds if kind != FLOOR}
+            for case, kinds in runs.items() if FLOOR in kinds}
+
+
 def table(runs: Runs) -> str:
     lines = []
     for case, kinds in runs.items():
@@ -351,6 +361,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f'--only is {args.only!r}, expected part of one of: {"; ".join(case.name for case in cases(args.short))}')
     if unknown := set(kinds) - {FLOOR, COMPOSED, SEPARATE, TUTORIAL}:
         parser.error(f'--kinds has {min(unknown)!r}, expected some of {FLOOR},{COMPOSED},{SEPARATE},{TUTORIAL}')
+    complete = not args.only and set(kinds) == {FLOOR, COMPOSED, SEPARATE, TUTORIAL}
+    if args.check and not complete:
+        parser.error('--check needs all cases and kinds, without --only and --kinds')
     args.out.parent.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end with us
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
@@ -368,15 +381,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f'{repeat + 1}/{args.repeats} {case.name} at {framerate:.1f} Hz, {kind}: ' + ', '.join(
                     f'{key} {value:.4g}' for key, value in run.items()), file=sys.stderr, flush=True)
     print(table(runs))
-    missed = []
-    if not args.only and set(kinds) == {FLOOR, COMPOSED, SEPARATE, TUTORIAL}:
+    found = targets(runs) if complete else []
+    if found:
         print('| target | measured | bound | |\n|---|---|---|---|')
-        for what, value, bound, holds in targets(runs):
-            print(f'| {what} | {value} | {bound:.3g} | {"holds" if holds else "missed"} |')
-            missed += [] if holds else [f'missed: {what} is {value}, the bound is {bound:.3g}']
-    args.out.write_text(json.dumps({'host': {'machine': platform.machine(), 'cores': os.cpu_count(), 'python': platform.python_version()},
-                                    'seconds': args.seconds, 'runs': runs}, indent=1))
-    print('\n'.join(missed), file=sys.stderr)
+    for what, value, bound, holds in found:
+        print(f'| {what} | {value} | {bound:.3g} | {"holds" if holds else "missed"} |')
+    missed = [f'missed: {what} is {value}, the bound is {bound:.3g}' for what, value, bound, holds in found if not holds]
+    args.out.write_text(json.dumps({
+        'host': {'machine': platform.machine(), 'processor': processor(), 'cores': os.cpu_count(), 'python': platform.python_version()},
+        'seconds': args.seconds, 'runs': runs, 'ratios': ratios(runs),
+        'targets': [{'what': what, **vars(value), 'bound': bound, 'holds': holds} for what, value, bound, holds in found]}, indent=1))
+    for line in missed:
+        print(line, file=sys.stderr)
     return 1 if missed and args.check else 0
 
 

@@ -32,10 +32,10 @@ class LeanExecutor(SingleThreadedExecutor):
     """Spins one node: takes subscriptions, timers and guard conditions itself, and leaves the rest to rclpy, on a thread of its own.
 
     rclpy's executor makes a task and a wait set of everything for each callback, and wakes itself twice in between. Here the
-    wait set is kept, and what is ready is called right away, the freshest message of each subscription as it is then. A node has some thirty
-    services and events, and waiting for them, too, would cost more than the rest of a turn. What a callback
-    raises, one of rclpy's own too (/clock, parameter services), goes to ``guarded`` of a ManagedNode, and spinning goes on. Each callback
-    has the node's ``turn``: a frame may be handed over on its sender's thread.
+    wait set is kept, and what is ready is called right away, the freshest message of each subscription as it is then. A node has some
+    thirty services and events; a wait for them, too, takes 0.19 ms after a pause instead of 0.08. What a callback raises, one of rclpy's own
+    too (/clock, parameter services), goes to ``guarded`` of a ManagedNode, and spinning goes on. Each callback has the node's ``turn``: a
+    frame may be handed over on its sender's thread.
     """
 
     def __init__(self, node: Any) -> None:

@@ -71,6 +71,7 @@ class FrameInput:
         self._heard_s = self._asked_s = time.monotonic()  # the second: since when it could have got what it asked for
         self._sequence: int | None = None
         self._mixed_until_s = 0.0  # until then the numbers are of several publishers, and tell nothing
+        self._left_unread = False  # some, since the last one that was used
         self._done_at_ns = 0  # until then it was busy, or had no use for a message
         self._transfer_s = 0.0  # from publishing to callback, when idle
         self._gate, self._wants, self._waits_s = Gate(), demand is None, REFRESH_S
@@ -148,6 +149,7 @@ class FrameInput:
             requests.publish(write_duration(in_s))
 
     def keep_asking(self, asking: bool) -> None:
+        """Whether to ask again for a frame that does not come, and to tell of it."""
         self.asking = asking
         if self._thread is not None:
             self._wake.trigger()
@@ -184,6 +186,7 @@ class FrameInput:
     def _set_wants(self, wants: bool) -> None:
         if wants and not self._wants:
             self._done_at_ns, self._heard_s = time.time_ns(), time.monotonic()
+            self._left_unread = self._demand is not None and not self._demand.served
         self._wants = wants
         opens = wants and not self._local and self._thread is None
         wakes, self._gate.open = opens and not self._gate.open, opens  # the executor waits without what was shut, and this may be another thread
@@ -346,10 +349,11 @@ class FrameInput:
         if self._heard_s < self._mixed_until_s:
             missed = 0
         was_idle = received_ns >= self._done_at_ns
-        if was_idle and not self._local:  # inside a process nothing is lost on the way
+        if was_idle and not self._local and not self._left_unread:  # inside a process nothing is lost on the way
             self.lost += missed
         else:
             self.superseded += missed
+        self._left_unread = False
         if was_idle:
             self._transfer_s += SMOOTHING * (min(max(0.0, (now_ns - sent_ns) / 1e9), MAX_TRANSFER_S) - self._transfer_s)
         self._sequence = sequence
@@ -372,7 +376,7 @@ class FrameInput:
             health.report(ERROR, f'has been at one frame of {self._topic} for {busy_s:.0f} s')
         elif refused:
             health.report(WARN, f'{refused} refused on {self._topic}, the last: {self._refusal}')
-        elif silent_s > SILENCE_S and self._wants:
+        elif silent_s > SILENCE_S and self._wants and self.asking is self.asks:
             health.report(WARN, f'nothing on {self._topic} for {silent_s:.0f} s')
         self._node.counts[f'{self._topic} received'] = self.received
         health.values.update({

@@ -19,6 +19,7 @@ from vision_msgs.msg import Classification
 
 from edge_resnet.conversions import stamp_ns
 from edge_resnet.nodes import frames, inference_node, inputs
+from edge_resnet.nodes.base import OK, Health
 from edge_resnet.nodes.camera_node import CameraNode
 from edge_resnet.nodes.executor import LeanExecutor
 from edge_resnet.nodes.frames import BEST_EFFORT_QOS, FRAME_QOS, FrameOutput, LocalTopic
@@ -236,7 +237,24 @@ def test_a_model_that_waits_for_its_camera_announces_its_result_when_it_hears_of
     wait_for(lambda: not bench.probe.count_subscribers('image_preprocessed/upcoming'), 'the subscription to end')
 
 
-def test_a_disabled_model_wants_nothing(chain):
+def test_what_was_left_unread_on_purpose_is_not_lost(bench, paper_bundle):
+    """A frame that comes just after the gate opened replaces the one that waited behind it, and with it all that were left unread."""
+    input_ = bench.start(PreprocessNode, model=str(paper_bundle))._input
+    for served, lost, superseded in ((False, 0, 4), (True, 4, 4)):
+        input_._demand.served = served
+        input_._set_wants(False)
+        input_._sequence = 10
+        input_._set_wants(True)
+        now_ns = time.time_ns()
+        input_._count(15, now_ns, now_ns)
+        assert (input_.lost, input_.superseded) == (lost, superseded)
+    now_ns = time.time_ns()
+    input_._count(18, now_ns, now_ns)  # open all the time
+    assert input_.lost == 6
+
+
+def test_a_disabled_model_wants_nothing(chain, monkeypatch):
+    monkeypatch.setattr(inputs, 'SILENCE_S', 0.5)
     client = chain.bench.probe.create_client(SetBool, 'inference/enable')
     assert client.wait_for_service(10.0)
     for enabled in (False, True):
@@ -249,6 +267,9 @@ def test_a_disabled_model_wants_nothing(chain):
             after = chain.counts()
             assert after[0] > before[0] + 5
             assert after[1:] == before[1:]
+            health = Health()
+            chain.inference.diagnose(health)
+            assert health.level == OK, health.messages
     chain.during(3)
 
 

@@ -38,6 +38,23 @@ def test_table_has_ratios_of_the_same_repeat(bench):
     assert last == '| two | 17.5 (5.0 to 30.0) | 1.000 (0.500 to 1.500) | 3.00 (2.00 to 4.00) |'
 
 
+def test_ratios_are_of_the_same_repeat_and_to_the_floor(bench):
+    pipeline = importlib.import_module('pipeline')
+    runs = {'case': {kind: [{key: value for key, _ in pipeline.COLUMNS} for value in values]
+                     for kind, values in (('floor', (10.0, 20.0)), ('composed', (5.0, 30.0)))}, 'no floor': {'composed': []}}
+    found = pipeline.ratios(runs)
+    assert list(found) == ['case']
+    assert found['case'] == {'composed': {key: {'middle': 1.0, 'low': 0.5, 'high': 1.5} for key, _ in pipeline.COLUMNS}}
+
+
+def test_a_process_that_ends_while_it_is_measured_is_told(bench, monkeypatch, tmp_path):
+    pipeline = importlib.import_module('pipeline')
+    recorder = type('Recorder', (), {'renew': lambda self: None, 'first_command_ns': lambda self, since_ns: since_ns + 1})()
+    monkeypatch.setattr(pipeline, 'command', lambda *_: {'camera': ['-c', 'raise SystemExit(3)']})
+    with pytest.raises(SystemExit, match='separate: camera ended with exit code 3 while it was measured'):
+        pipeline.measure('separate', pipeline.Case('case'), 30.0, 1e9, recorder, 0.5, 2.0)
+
+
 def test_commands_of_a_pipeline(bench, tmp_path):
     commands = bench.lines('separate', bench.Case('', bench.SMALL), 10.0, tmp_path, 'p1', inference=['nice'], threads=2)
     assert set(commands) == {'p1camera', 'p1preprocess', 'p1inference', 'p1actuator'}
@@ -54,6 +71,8 @@ def test_commands_of_a_pipeline(bench, tmp_path):
     ('pipeline', ['--warm-s', '-1'], '--warm-s is -1.0, expected at least 0.0'),
     ('pipeline', ['--short', '--only', 'nonsense'], "--only is 'nonsense', expected part of one of: ResNet50"),
     ('pipeline', ['--kinds', 'floor,nonsense'], "--kinds has 'nonsense', expected some of floor,"),
+    ('pipeline', ['--check', '--only', 'slow'], '--check needs all cases and kinds'),
+    ('pipeline', ['--check', '--kinds', 'floor'], '--check needs all cases and kinds'),
     ('scale', ['scale', '--repeats', '0'], '--repeats is 0, expected at least 1'),
     ('scale', ['nonsense'], 'no part nonsense, expected some of ')])
 def test_what_can_not_be_measured_is_refused(bench, capsys, program, arguments, told):
