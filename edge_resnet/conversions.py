@@ -6,6 +6,7 @@ of a message's data array costs more than everything else that happens between c
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from array import array
@@ -21,6 +22,7 @@ MAX_IMAGE_BYTES = 50_000_000
 MAX_SIDE = 16_384
 MAX_RESULTS = 10_000
 MAX_DURATION_S = 2e9
+KNOWN_BYTES = 200  # of a text, or of an image before its data, that is remembered
 os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')  # what can't be read is told once, not by every try
 os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(MAX_IMAGE_BYTES // 3))  # a compressed image may not unpack to more
 
@@ -84,7 +86,17 @@ _ORDERS = {b'\0\1': '<', b'\0\0': '>'}
 
 
 def _read_text(data: bytes, at: int, length: int) -> str:
-    return struct.unpack_from(f'{length}s', data, at)[0].partition(b'\0')[0].decode('utf-8', 'replace')
+    octets = bytes(data[at:at + length])
+    if len(octets) < length:
+        raise struct.error(f'text of {length} bytes, {len(octets)} left')
+    return _known_text(octets) if length <= KNOWN_BYTES else _decoded(octets)
+
+
+def _decoded(octets: bytes) -> str:
+    return octets.partition(b'\0')[0].decode('utf-8', 'replace')
+
+
+_known_text = functools.lru_cache(1024)(_decoded)  # labels and frames, again and again
 
 
 def _read_header(order: str, data: bytes) -> tuple[Header, int]:
@@ -101,6 +113,9 @@ def read_image(data: bytes | ImageView) -> ImageView:
     """The sensor_msgs/Image in the CDR bytes of a raw subscription; ImageError when they don't hold one. A view was handed over as it is."""
     if isinstance(data, ImageView):
         return data
+    head, known, length = _latest_head[0]
+    if len(data) == length and (start := bytes(data[:len(head)]))[12:] == head[12:] and start[:4] == head[:4]:  # all but the stamp
+        return ImageView(Header(Stamp(*_STAMP.unpack_from(start, 4)), known.header.frame_id), *known[1:-1], memoryview(data)[len(head):])
     if (order := _ORDERS.get(bytes(data[:2]))) is None:
         raise ImageError(f'message starts with {bytes(data[:4]).hex()}, expected a plain CDR header')
     try:
@@ -114,7 +129,14 @@ def read_image(data: bytes | ImageView) -> ImageView:
     pixels = memoryview(data)[at + 8:at + 8 + length]
     if len(pixels) < length:
         raise ImageError(f'message is cut off: {length} bytes announced, {len(pixels)} left')
-    return ImageView(header, height, width, encoding, is_bigendian, step, pixels)
+    image = ImageView(header, height, width, encoding, is_bigendian, step, pixels)
+    if order == '<' and at + 8 <= KNOWN_BYTES and len(data) == at + 8 + length:
+        _latest_head[0] = bytes(data[:at + 8]), image._replace(data=memoryview(b'')), len(data)
+    return image
+
+
+_STAMP = struct.Struct('<iI')
+_latest_head: list[tuple[bytes, ImageView, int]] = [(b'', ImageView(Header(), 0, 0, '', 0, 0, memoryview(b'')), -1)]  # a camera's images are alike
 
 
 def view_of(header: Any, image: np.ndarray, encoding: str) -> ImageView:
@@ -166,6 +188,22 @@ def read_duration(data: bytes) -> float:
     return sec + nanosec / 1e9
 
 
+def write_numbers(*numbers: int) -> bytes:
+    """CDR bytes of a std_msgs/UInt64MultiArray without a layout."""
+    return struct.pack(f'<4sIIIxxxx{len(numbers)}Q', b'\0\1\0\0', 0, 0, len(numbers), *numbers)
+
+
+def read_numbers(data: bytes, count: int) -> tuple[int, ...]:
+    """The ``count`` numbers of the std_msgs/UInt64MultiArray in CDR bytes; ResultError when they don't hold one of so many without a layout."""
+    try:
+        dimensions, _, found, *numbers = struct.unpack_from(f'{_ORDERS[bytes(data[:2])]}IIIxxxx{count}Q', data, 4)
+    except (struct.error, KeyError) as error:
+        raise ResultError(f'numbers of {len(data)} bytes: {error}') from error
+    if dimensions or found != count:
+        raise ResultError(f'{found} numbers in {dimensions} dimensions, expected {count} in none')
+    return tuple(numbers)
+
+
 def _text(text: str) -> bytes:
     octets = text.encode() + b'\0'
     return struct.pack('<I', len(octets)) + octets
@@ -177,29 +215,36 @@ def _aligned(data: bytes) -> bytes:
 
 def check_image(image: ImageLike) -> None:
     """ImageError names the first field of ``image`` that can't be right."""
-    if image.encoding not in ENCODINGS:
-        raise ImageError(f'image encoding is {image.encoding[:40]!r}, expected one of {", ".join(ENCODINGS)}')
-    for name, value in (('width', image.width), ('height', image.height)):
+    _checked_layout(image.encoding, image.width, image.height, image.is_bigendian, image.step, len(image.data))
+
+
+def _check_layout(encoding: str, width: int, height: int, is_bigendian: int, step: int, length: int) -> None:
+    if encoding not in ENCODINGS:
+        raise ImageError(f'image encoding is {encoding[:40]!r}, expected one of {", ".join(ENCODINGS)}')
+    for name, value in (('width', width), ('height', height)):
         if not 1 <= value <= MAX_SIDE:
             raise ImageError(f'image {name} is {value}, expected 1 to {MAX_SIDE}')
-    if image.is_bigendian not in (0, 1):
-        raise ImageError(f'image is_bigendian is {image.is_bigendian}, expected 0 or 1')
-    if image.encoding.startswith('nv') and (image.width % 2 or image.height % 2):
-        raise ImageError(f'{image.encoding} image is {image.width}x{image.height}, expected even numbers')
-    if ENCODINGS[image.encoding][1] == 2 and image.width % 2:
-        raise ImageError(f'{image.encoding} image width is {image.width}, expected an even number')
-    least = image.width * ENCODINGS[image.encoding][0]
-    if image.step < least:
-        raise ImageError(f'image step is {image.step}, expected at least {least} for {image.width} px of {image.encoding}')
-    size = image.step * _rows(image)
+    if is_bigendian not in (0, 1):
+        raise ImageError(f'image is_bigendian is {is_bigendian}, expected 0 or 1')
+    if encoding.startswith('nv') and (width % 2 or height % 2):
+        raise ImageError(f'{encoding} image is {width}x{height}, expected even numbers')
+    if ENCODINGS[encoding][1] == 2 and width % 2:
+        raise ImageError(f'{encoding} image width is {width}, expected an even number')
+    least = width * ENCODINGS[encoding][0]
+    if step < least:
+        raise ImageError(f'image step is {step}, expected at least {least} for {width} px of {encoding}')
+    size = step * _rows(encoding, height)
     if size > MAX_IMAGE_BYTES:
         raise ImageError(f'image has {size} bytes, expected at most {MAX_IMAGE_BYTES}')
-    if len(image.data) != size:
-        raise ImageError(f'image data has {len(image.data)} bytes, expected {size} ({image.step} a row, {_rows(image)} rows)')
+    if length != size:
+        raise ImageError(f'image data has {length} bytes, expected {size} ({step} a row, {_rows(encoding, height)} rows)')
 
 
-def _rows(image: ImageLike) -> int:
-    return image.height * 3 // 2 if image.encoding.startswith('nv') else image.height
+_checked_layout = functools.lru_cache(16)(_check_layout)  # a camera's images are alike; errors are not remembered
+
+
+def _rows(encoding: str, height: int) -> int:
+    return height * 3 // 2 if encoding.startswith('nv') else height
 
 
 def image_array(image: ImageLike) -> tuple[np.ndarray, str]:
@@ -209,7 +254,7 @@ def image_array(image: ImageLike) -> tuple[np.ndarray, str]:
     """
     check_image(image)
     pixel_bytes, channels, depth = ENCODINGS[image.encoding]
-    rows = np.frombuffer(image.data, np.uint8).reshape(_rows(image), image.step)[:, :image.width * pixel_bytes]
+    rows = np.frombuffer(image.data, np.uint8).reshape(_rows(image.encoding, image.height), image.step)[:, :image.width * pixel_bytes]
     if image.encoding in ('rgb8', 'bgr8'):
         return rows.reshape(image.height, image.width, 3) if rows.flags.c_contiguous else _split(rows, 3), image.encoding[:3]
     import cv2

@@ -16,6 +16,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 from edge_resnet.deployment import ENCLAVES, NODES
+from edge_resnet.nodes.frames import shared_topic
 from edge_resnet.nodes.pipeline import factory
 
 DOMAIN_ID = 202 + os.getpid() % 20  # where no other nodes of these names are
@@ -28,7 +29,9 @@ def permissions(node: Node, name: str) -> Permissions:
     kinds: dict[str, Callable] = {
         'topics publish': node.get_publisher_names_and_types_by_node, 'topics subscribe': node.get_subscriber_names_and_types_by_node,
         'services reply': node.get_service_names_and_types_by_node, 'services request': node.get_client_names_and_types_by_node}
-    return {kind: {topic for topic, _ in names(name, '/')} for kind, names in kinds.items()}
+    found = {kind: {topic for topic, _ in names(name, '/')} for kind, names in kinds.items()}
+    found['topics subscribe'] |= {shared_topic(topic.removesuffix('/memory')) for topic in found['topics subscribe'] if topic.endswith('/memory')}
+    return found  # what is in memory is shared between processes only, and these here are in one
 
 
 def of_the_graph() -> dict[str, Permissions]:

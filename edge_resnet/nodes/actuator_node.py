@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -54,6 +53,20 @@ class ActuatorParameters:
         return DecisionConfig(**{name: value for name, value in asdict(self).items() if name in names})
 
 
+class Alone:
+    """The backend to oneself; BackendError when another thread is stuck in it. The guard switches off what was on then."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=STUCK_S):
+            raise BackendError(f'the actuator has been stuck in a write for over {STUCK_S} s')
+
+    def __exit__(self, *unused: Any) -> None:
+        self._lock.release()
+
+
 class ActuatorNode(ManagedNode[ActuatorParameters]):
     """The gate decides; this hands it results and time, and writes its decision out. Time is the steady clock, except a
     result's age, which is the ROS clock's now minus the frame's stamp."""
@@ -62,7 +75,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
 
     def __init__(self, **options: Any) -> None:
         super().__init__('actuator', **options)
-        self._lock = threading.Lock()  # make_safe may come from another thread than the callbacks
+        self._alone = Alone()  # make_safe may come from another thread than the callbacks
         self._actuator: GuardedActuator | None = None
         self._gate = DecisionGate(DecisionConfig(), time.monotonic)
         self._input: FrameInput | None = None
@@ -115,7 +128,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
             self._command(Decision(False, 'deactivated'))
 
     def cleanup(self) -> None:
-        with self._alone():
+        with self._alone:
             actuator, self._actuator = self._actuator, None
             if actuator is not None:
                 actuator.close()
@@ -176,7 +189,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
     def _command(self, decision: Decision) -> None:
         """Bring ``decision`` out. The pin is written every time, the log and the topic only tell of changes."""
         try:
-            with self._alone():
+            with self._alone:
                 if self._actuator is None:
                     raise BackendError('actuator is not configured')
                 self._actuator.write(decision.on)
@@ -194,16 +207,6 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
         """A backend or a guard that fails takes time, which is not to be inference's."""
         if self._input is not None:
             self._input.inline = inline
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """The backend to oneself; BackendError when another thread is stuck in it. The guard switches off what was on then."""
-        if not self._lock.acquire(timeout=STUCK_S):
-            raise BackendError(f'the actuator has been stuck in a write for over {STUCK_S} s')
-        try:
-            yield
-        finally:
-            self._lock.release()
 
     def _tell(self, decision: Decision) -> None:
         if decision.on == self._on:

@@ -230,7 +230,7 @@ class ManagedNode(LifecycleNode, Generic[P]):
 
     def now_ns(self) -> int:
         """The node's ROS clock, which ``use_sim_time`` may replace."""
-        return self.get_clock().now().nanoseconds
+        return self.get_clock().handle.get_now().nanoseconds  # what now() makes a Time of
 
     def stage(self, source: str, header: Any, time_ns: int) -> None:
         """Tell whoever listens that stage ``source`` was through with the frame of ``header`` at ``time_ns``."""

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
@@ -26,6 +27,10 @@ def take_message(subscription: Any) -> tuple[Any, Any] | None:
             return subscription.handle.take_message(subscription.msg_type, subscription.raw)
     except _rclpy.InvalidHandle:
         return None
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 class LeanExecutor(SingleThreadedExecutor):
@@ -170,7 +175,10 @@ class LeanExecutor(SingleThreadedExecutor):
 
     def _call(self, call: Callable[[Any], None], entity: Any) -> None:
         with self._turn:
-            self._guarded(call, self._where(entity))(entity)
+            try:
+                call(entity)
+            except Exception as error:
+                self._guarded(partial(_raise, error), self._where(entity))()
 
     @staticmethod
     def _where(entity: Any) -> str:

@@ -1,4 +1,4 @@
-"""How frames get from node to node: published, or handed over inside a process; all of them, or only those that are asked for."""
+"""How frames get from node to node: handed over inside a process, in shared memory, or published; all of them, or only those that are asked for."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from typing import Any
 
 from builtin_interfaces.msg import Duration
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
+from sensor_msgs.msg import Image
+from std_msgs.msg import UInt64MultiArray
 
-from edge_resnet.conversions import ImageView, Results, read_duration, write_duration, write_results
-from edge_resnet.nodes.image_writer import ImageWriter
+from edge_resnet.conversions import ImageView, Results, read_duration, write_duration, write_numbers, write_results
+from edge_resnet.nodes.shared_images import SharedImages
 
 # The freshest frame only. Reliable, so that frames also get through Fast DDS's defaults, and so that a publisher reaches
 # reliable and best-effort subscribers alike; with a history of one nothing is ever queued behind a slow reader.
 FRAME_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE)
 
 BEST_EFFORT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+OFFER_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 UPCOMING_S = 0.002  # ahead of a frame it is announced
 
@@ -39,6 +43,16 @@ def request_topic(topic: str) -> str:
 def upcoming_topic(topic: str) -> str:
     """Where the next of ``topic``'s frames is announced: a Duration, from now, in which it is expected."""
     return f'{topic}/upcoming'
+
+
+def memory_topic(topic: str) -> str:
+    """Where it is told, latched, in which memory the images of ``topic`` are: process, file and identity."""
+    return f'{topic}/memory'
+
+
+def shared_topic(topic: str) -> str:
+    """Where those who have mapped that memory are told where in it the next image is: identity, number, offset, length."""
+    return f'{topic}/shared'
 
 
 class Gate(MutuallyExclusiveCallbackGroup):
@@ -69,8 +83,9 @@ def local_topic(node: Any, topic: str) -> LocalTopic:
 
 
 class FrameOutput:
-    """Publishes frames: freshest only, reaches reliable and best-effort subscribers. Inputs in this process get the frame itself, and
-    nothing is serialised unless somebody else subscribes. ``on_request`` is told in how many seconds a frame is wanted; it gets the node's turn.
+    """Publishes frames: freshest only, reaches reliable and best-effort subscribers. Inputs in this process get the frame itself, inputs on this
+    host read images where they are, and nothing is published unless somebody else subscribes. ``on_request`` is told in how many seconds a frame
+    is wanted; it gets the node's turn.
 
     A frame that comes after a pause finds the code that handles it out of the processor's caches. An announcement just ahead of it takes the
     same way, and brings it back there."""
@@ -78,9 +93,13 @@ class FrameOutput:
     def __init__(self, node: Any, kind: type, topic: str, on_request: Callable[[float], None] | None = None) -> None:
         self._node = node
         self.publisher = node.create_publisher(kind, topic, **overridable(FRAME_QOS))
-        self._images = ImageWriter(self.publisher)
         self.topic = self.publisher.topic_name
         self._number = 0
+        self._images: SharedImages | None = None
+        if kind is Image:
+            self._memory = node.create_publisher(UInt64MultiArray, memory_topic(self.topic), OFFER_QOS)
+            self._shared = node.create_publisher(UInt64MultiArray, shared_topic(self.topic), FRAME_QOS)
+            self._images = SharedImages(self.publisher, lambda *memory: self._memory.publish(write_numbers(*memory)))
         self._local = local_topic(node, self.topic)
         self._announcements = node.create_publisher(Duration, upcoming_topic(self.topic), BEST_EFFORT_QOS)
         self._on_request = on_request
@@ -93,11 +112,17 @@ class FrameOutput:
         """``frame``: a message, CDR bytes, Results, or an ImageView, whose array nobody may write to from now on."""
         self._number += 1
         handed_over = sum([receiver.hand_over(frame, self._number) for receiver in tuple(self._local.inputs)])
-        if self.publisher.get_subscription_count() > handed_over:
-            if isinstance(frame, ImageView):
-                self._images.publish(frame)
-            else:
+        if self._images is None or not isinstance(frame, ImageView):
+            if self.publisher.get_subscription_count() > handed_over:
                 self.publisher.publish(write_results(frame) if isinstance(frame, Results) else frame)
+            return
+        sharing, published = self._shared.get_subscription_count(), self.publisher.get_subscription_count() > handed_over
+        if sharing or published:
+            self._images.write(frame, self._number)
+        if sharing:
+            self._shared.publish(write_numbers(*self._images.place))
+        if published:
+            self._images.publish()
 
     def announce(self) -> None:
         """A frame is expected to be published in ``UPCOMING_S``."""
@@ -111,8 +136,11 @@ class FrameOutput:
 
     def every_frame(self, others: int = 0) -> bool:
         """Whether somebody subscribes who doesn't ask for frames and so wants them all; ``others`` subscribe to another form of them."""
-        return self.publisher.get_subscription_count() + others > self._node.count_publishers(request_topic(self.topic))
+        sharing = self._shared.get_subscription_count() if self._images is not None else 0
+        return self.publisher.get_subscription_count() + sharing + others > self._node.count_publishers(request_topic(self.topic))
 
     def close(self) -> None:
         if self in self._local.outputs:
             self._local.outputs.remove(self)
+        if self._images is not None:
+            self._images.close()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from edge_resnet.exceptions import ResultError
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """One class of a classification: its label and its score, 0 to 1."""
 
     label: str

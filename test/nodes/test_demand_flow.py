@@ -18,15 +18,16 @@ from test_frames import FakeClassifier
 from vision_msgs.msg import Classification
 
 from edge_resnet.conversions import stamp_ns
+from edge_resnet.exceptions import ImageError
 from edge_resnet.nodes import frames, inference_node, inputs
 from edge_resnet.nodes.base import OK, Health
 from edge_resnet.nodes.camera_node import CameraNode
 from edge_resnet.nodes.executor import LeanExecutor
 from edge_resnet.nodes.frames import BEST_EFFORT_QOS, FRAME_QOS, FrameOutput, LocalTopic
-from edge_resnet.nodes.image_writer import ImageWriter
 from edge_resnet.nodes.inference_node import InferenceNode
 from edge_resnet.nodes.inputs import FrameInput
 from edge_resnet.nodes.preprocess_node import PreprocessNode
+from edge_resnet.nodes.shared_images import SharedImages
 from edge_resnet.pipeline.latency import NOT_ASKED, OVERWRITTEN
 
 HZ, SERVICE_S = 20.0, 0.25
@@ -56,19 +57,30 @@ class Chain:
         return [now - then for now, then in zip(self.counts(), before, strict=True)]
 
 
-def publish_only(monkeypatch):
+def share_only(monkeypatch):
     """From now on nothing is handed over. Not by contexts of their own: each would have a participant, and the more of them come and go, the
     sooner one locks itself out (Fast-DDS #6502)."""
     for module in (frames, inputs):
         monkeypatch.setattr(module, 'local_topic', lambda node, topic: LocalTopic())
 
 
-@pytest.fixture(params=[True, False], ids=['handed over', 'published'])
+def publish_only(monkeypatch):
+    """Nor is anything shared, as between hosts."""
+    share_only(monkeypatch)
+    monkeypatch.setattr(inputs, 'MappedImages', lambda *memory: raises(ImageError('of another host')))
+
+
+def raises(error):
+    raise error
+
+
+@pytest.fixture(params=['handed over', 'shared', 'published'])
 def chain(request, bench, paper_bundle, monkeypatch):
-    if not request.param:
-        publish_only(monkeypatch)
+    {'handed over': lambda _: None, 'shared': share_only, 'published': publish_only}[request.param](monkeypatch)
     chain = Chain(bench, paper_bundle)
     wait_for(lambda: len(chain.results) > 3, 'results')
+    shares = request.param == 'shared'
+    wait_for(lambda: chain.preprocess._input._sharing is chain.inference._input._sharing is shares, f'frames that are {request.param}')
     return chain
 
 
@@ -361,8 +373,8 @@ def test_a_preprocess_that_is_started_anew_is_asked_again(chain):
 
 def test_nothing_is_serialised_unless_somebody_else_subscribes(bench, paper_bundle, monkeypatch):
     written = []
-    write = ImageWriter.publish
-    monkeypatch.setattr(ImageWriter, 'publish', lambda self, image: written.append(image.encoding) or write(self, image))
+    write = SharedImages.write
+    monkeypatch.setattr(SharedImages, 'write', lambda self, image, number: written.append(image.encoding) or write(self, image, number))
     chain = Chain(bench, paper_bundle)
     wait_for(lambda: len(chain.results) > 3, 'results')
     written.clear()

@@ -15,12 +15,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, TimeReference
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo
 
-from edge_resnet.conversions import Header, Stamp, stamp_ns, view_of, write_image
-from edge_resnet.nodes import image_writer, inference_node, inputs
+from edge_resnet.conversions import Header, Stamp, stamp_ns, view_of
+from edge_resnet.nodes import inference_node, inputs
 from edge_resnet.nodes.base import LATCHED_QOS
 from edge_resnet.nodes.camera_node import CameraNode
 from edge_resnet.nodes.frames import FRAME_QOS
-from edge_resnet.nodes.image_writer import ImageWriter
 from edge_resnet.nodes.inference_node import InferenceNode
 from edge_resnet.nodes.inputs import FrameInput
 from edge_resnet.nodes.preprocess_node import PreprocessNode
@@ -480,30 +479,6 @@ def test_results_that_wait_are_told_when_the_node_is_deactivated(bench, paper_bu
     wait_for(lambda: node.counts['errors'] == 1, 'the last call')
     assert told == [0, 1, 2]
     wait_for(lambda: not node._aside._thread.is_alive(), 'the end of the thread')
-
-
-def test_an_image_from_the_kept_buffer_is_the_same_message(bench, monkeypatch):
-    """Whatever came before it, and when rcl refuses it, too: then rclpy publishes it, or tells why not."""
-    publisher = bench.probe.create_publisher(Image, 'kept', FRAME_QOS)
-    taken: list[bytes] = []
-    bench.probe.create_subscription(Image, 'kept', taken.append, FRAME_QOS, raw=True)
-    writer, rng = ImageWriter(publisher), np.random.default_rng(1)
-    wait_for(publisher.get_subscription_count, 'a subscriber')
-    expected = []
-    for number, (shape, encoding, frame_id) in enumerate([((4, 6, 3), 'rgb8', 'lens'), ((4, 6, 3), 'rgb8', 'lens'), ((4, 6, 3), 'bgr8', 'lens'),
-                                                          ((6, 4, 3), 'bgr8', 'lens'), ((6, 4, 3), 'bgr8', 'lens two'), ((9, 5), 'mono8', 'lens'),
-                                                          ((480, 640, 3), 'rgb8', 'lens'), ((4, 6, 3), 'rgb8', 'lens')]):
-        image, header = rng.integers(0, 255, shape, np.uint8), Header(Stamp(number, 7 * number), frame_id)
-        with monkeypatch.context() as patch:
-            if number % 3 == 1:
-                patch.setattr(image_writer, '_publish', lambda *_: 1)
-            writer.publish(view_of(header, image, encoding))
-        expected.append(write_image(header, image, encoding))
-        wait_for(lambda: len(taken) == len(expected), f'image {len(expected)}')
-    assert taken == expected, 'those that were received before, too'
-    bench.probe.destroy_publisher(publisher)
-    with pytest.raises(Exception, match='destruction was requested'):
-        writer.publish(view_of(header, image, encoding))
 
 
 @pytest.mark.parametrize(('delay_s', 'order'), [(0.0, ['told', 'asked']), (0.2, ['asked', 'told'])])

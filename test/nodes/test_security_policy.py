@@ -32,6 +32,8 @@ def test_least_privilege(root):
 
     assert who('topic', 'publish', 'image_raw') == {'camera'}
     assert who('topic', 'publish', 'classification') == {'inference'}
+    assert who('topic', 'publish', 'image_raw/memory') == who('topic', 'publish', 'image_raw/shared') == {'camera'}
+    assert who('topic', 'subscribe', 'image_raw/shared') == {'preprocess'}
     assert who('topic', 'publish', '~/state') == {'actuator'}
     assert who('topic', 'publish', 'emergency_stop') == {'dashboard'}
     assert who('topic', 'subscribe', 'classification') >= {'actuator'}

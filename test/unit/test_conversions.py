@@ -251,6 +251,28 @@ def test_written_bytes_are_the_middlewares(frame_id, encoding):
         assert bytes(found.data) == pixels.tobytes()
 
 
+def test_what_is_remembered_of_an_image_is_no_other_images():
+    """Those that are alike but for stamp and pixels are read the short way."""
+    rng = np.random.default_rng(1)
+    images = [(Header(Stamp(n, 10 * n), frame_id), rng.integers(0, 255, shape, np.uint8), encoding)
+              for n, (frame_id, shape, encoding) in enumerate([('a', (4, 6, 3), 'rgb8'), ('a', (4, 6, 3), 'bgr8'), ('b', (4, 6, 3), 'bgr8'),
+                                                               ('b', (6, 4, 3), 'bgr8'), ('b' * 300, (6, 4, 3), 'bgr8'), ('', (72,), 'mono8')])]
+    messages = [(write_image(header, image.reshape(1, -1) if image.ndim == 1 else image, encoding), header, image, encoding)
+                for header, image, encoding in images]
+    for first in messages:
+        for data, header, image, encoding in (first, first, *messages, first):
+            for form in (data, memoryview(data)):
+                found = read_image(form)
+                assert (found.header, found.encoding, bytes(found.data)) == (header, encoding, image.tobytes())
+            with pytest.raises(ImageError, match='cut off'):
+                read_image(data[:-1])
+            assert read_image(data + b'more') == read_image(data)
+            swapped = data[:2] + b'\0\7' + data[4:]  # options, which say nothing about an image
+            assert read_image(swapped) == read_image(data)
+            with pytest.raises(ImageError, match='plain CDR'):
+                read_image(b'\0\7' + data[2:])
+
+
 def test_big_endian_cdr():
     header = b'\0\0\0\0' + struct.pack('>iII', 5, 7, 2) + b'a\0' + b'\0\0'
     data = struct.pack('>III', 1, 2, 6) + b'mono8\0' + b'\1\0' + struct.pack('>II', 2, 2) + b'\x0a\x0b'

@@ -1,0 +1,295 @@
+"""Images in memory that processes share: what is read there is what was written, or is known not to be."""
+
+import fcntl
+import mmap
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from bench import image_bytes, wait_for
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image
+from std_msgs.msg import UInt64MultiArray
+from test_demand_flow import Chain, captured_of, share_only
+
+from edge_resnet.conversions import Header, ResultError, Stamp, read_image, read_numbers, stamp_ns, view_of, write_image, write_numbers
+from edge_resnet.exceptions import ImageError
+from edge_resnet.nodes import shared_images
+from edge_resnet.nodes.frames import FRAME_QOS, OFFER_QOS, memory_topic, shared_topic
+from edge_resnet.nodes.preprocess_node import PreprocessNode
+from edge_resnet.nodes.shared_images import NAME, SLOTS, MappedImages, SharedImages
+
+HEADER = Header(Stamp(1, 2), 'lens')
+
+
+def view(level, shape=(4, 6, 3)):
+    return view_of(HEADER, np.full(shape, level, np.uint8), 'rgb8')
+
+
+def test_an_image_from_memory_is_the_same_message(bench, monkeypatch):
+    """Published, too, whatever came before it, and when rcl refuses it: then rclpy publishes it, or tells why not."""
+    publisher = bench.probe.create_publisher(Image, 'kept', FRAME_QOS)
+    taken: list[bytes] = []
+    bench.probe.create_subscription(Image, 'kept', taken.append, FRAME_QOS, raw=True)
+    offers, rng = [], np.random.default_rng(1)
+    images = SharedImages(publisher, lambda *offer: offers.append(offer))
+    wait_for(publisher.get_subscription_count, 'a subscriber')
+    expected = []
+    for number, (shape, encoding, frame_id) in enumerate([((4, 6, 3), 'rgb8', 'lens'), ((4, 6, 3), 'rgb8', 'lens'), ((4, 6, 3), 'bgr8', 'lens'),
+                                                          ((6, 4, 3), 'bgr8', 'lens'), ((6, 4, 3), 'bgr8', 'lens two'), ((9, 5), 'mono8', 'lens'),
+                                                          ((480, 640, 3), 'rgb8', 'lens'), ((4, 6, 3), 'rgb8', 'lens')]):
+        image, header = rng.integers(0, 255, shape, np.uint8), Header(Stamp(number, 7 * number), frame_id)
+        with monkeypatch.context() as patch:
+            if number % 3 == 1:
+                patch.setattr(shared_images, '_publish', lambda *_: 1)
+            images.write(view_of(header, image, encoding), number)
+            images.publish()
+        expected.append(write_image(header, image, encoding))
+        identity, written, at, length = images.place
+        memory = MappedImages(*offers[-1])
+        assert (identity, written) == (offers[-1][2], number)
+        assert bytes(memory.image(at, length)) == expected[-1]
+        assert memory.intact(number)
+        wait_for(lambda: len(taken) == len(expected), f'image {len(expected)}')
+    assert taken == expected, 'those that were received before, too'
+    assert len(offers) == 2, 'another memory only for what is larger'
+    bench.probe.destroy_publisher(publisher)
+    with pytest.raises(Exception, match='destruction was requested'):
+        images.publish()
+
+
+def test_an_image_is_intact_until_its_place_is_written_to_again():
+    offers: list[tuple[int, int, int]] = []
+    images = SharedImages(None, lambda *offer: offers.append(offer))
+    images.write(view(0), 7)
+    memory, (_, number, at, length) = MappedImages(*offers[0]), images.place
+    for later in range(1, SLOTS):
+        images.write(view(later), 7 + later)
+        assert memory.intact(number)
+        assert set(read_image(memory.image(at, length)).data) == {0}
+    images.write(view(99), 7 + SLOTS)
+    assert not memory.intact(number)
+    assert set(read_image(memory.image(at, length)).data) == {99}
+    for wrong in ((0, length), (at, 1 << 40), (len(memory._bytes) - 1, 2), (1 << 63, 1)):
+        with pytest.raises(ImageError, match='expected within'):
+            memory.image(*wrong)
+    with pytest.raises((TypeError, ValueError)):
+        memory.image(at, length)[0] = 1  # its publisher's alone
+
+
+def test_memory_of_a_larger_image_leaves_readers_what_they_had():
+    offers: list[tuple[int, int, int]] = []
+    images = SharedImages(None, lambda *offer: offers.append(offer))
+    images.write(view(5), 0)
+    memory, (_, _, at, length) = MappedImages(*offers[0]), images.place
+    images.write(view(6, (400, 600, 3)), 1)
+    assert set(read_image(memory.image(at, length)).data) == {5}
+    with pytest.raises(ImageError):
+        MappedImages(*offers[0])  # closed, or taken by the next one, whose identity is another
+    assert set(read_image(MappedImages(*offers[1]).image(*images.place[2:])).data) == {6}
+    images.close()
+    images.close()
+    with pytest.raises(ImageError):
+        MappedImages(*offers[1])
+
+
+def test_only_memory_of_images_is_mapped(tmp_path, monkeypatch):
+    offers: list[tuple[int, int, int]] = []
+    images = SharedImages(None, lambda *offer: offers.append(offer))
+    images.write(view(5), 0)
+    pid, file, identity = offers[0]
+    with pytest.raises(ImageError, match='of somebody else'):
+        MappedImages(pid, file, identity + 1)
+    with subprocess.Popen([sys.executable, '-c', 'pass']) as gone:
+        gone.wait()
+        with pytest.raises(ImageError, match="can't be mapped"):
+            MappedImages(gone.pid, file, identity)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'readlink', lambda path, readlink=os.readlink: f'net:[{path}]' if path.endswith('net') else readlink(path))
+        with pytest.raises(ImageError, match='another host'):
+            MappedImages(pid, file, identity)
+    (tmp_path / 'file').write_bytes(bytes(10_000))
+    plain = os.open(tmp_path / 'file', os.O_RDONLY)
+    end, other_end = os.pipe()
+    for descriptor in (plain, end):  # opening a pipe's end, or a device, may have consequences
+        with pytest.raises(ImageError, match='is not shared memory'):
+            MappedImages(pid, descriptor, identity)
+    unsealed = os.memfd_create(NAME, os.MFD_ALLOW_SEALING)
+    os.write(unsealed, identity.to_bytes(8, 'little') + bytes(mmap.PAGESIZE))
+    with pytest.raises(ImageError, match='may shrink'):  # reading beyond its end would end this process
+        MappedImages(pid, unsealed, identity)
+    fcntl.fcntl(unsealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    MappedImages(pid, unsealed, identity)
+    empty = os.memfd_create(NAME, os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(empty, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    with pytest.raises(ImageError, match="can't be mapped"):
+        MappedImages(pid, empty, identity)
+    for descriptor in (plain, end, other_end, unsealed, empty):
+        os.close(descriptor)
+
+
+def test_without_shared_memory_images_are_published_all_the_same(bench, monkeypatch):
+    monkeypatch.setattr(os, 'memfd_create', lambda *_: os.open('/nonexistent', os.O_RDONLY))
+    publisher, offers = bench.probe.create_publisher(Image, 'kept', FRAME_QOS), []
+    taken = bench.listen(Image, 'kept', FRAME_QOS)
+    images = SharedImages(publisher, lambda *offer: offers.append(offer))
+    wait_for(publisher.get_subscription_count, 'a subscriber')
+    images.write(view(7), 1)
+    images.publish()
+    wait_for(lambda: taken, 'the image')
+    assert set(taken[0].data) == {7}
+    assert not offers
+
+
+@pytest.mark.parametrize(('data', 'count'), [(write_numbers(1, 2), 3), (write_numbers(1, 2, 3), 2), (b'', 1), (b'\0\1\0\0' + bytes(8), 1),
+                                             (b'\0\7' + write_numbers(1)[2:], 1), (write_numbers(1)[:4] + b'\1' + write_numbers(1)[5:], 1)])
+def test_other_numbers_than_expected_are_refused(data, count):
+    with pytest.raises(ResultError, match='numbers'):
+        read_numbers(data, count)
+    assert read_numbers(write_numbers(0, 2**64 - 1), 2) == (0, 2**64 - 1)
+
+
+@pytest.fixture
+def chain(bench, paper_bundle, monkeypatch):
+    share_only(monkeypatch)
+    chain = Chain(bench, paper_bundle)
+    wait_for(lambda: shared(chain), 'images that are shared')
+    return chain
+
+
+def shared(chain):
+    return [node._input._sharing and node._input._subscription is None for node in (chain.preprocess, chain.inference)] == [True, True]
+
+
+def test_what_is_shared_is_not_published(chain, monkeypatch):
+    published = []
+    publish = SharedImages.publish
+    monkeypatch.setattr(SharedImages, 'publish', lambda self: published.append(1) or publish(self))
+    wait_for(lambda: not chain.camera._image.publisher.get_subscription_count() + chain.preprocess._output.publisher.get_subscription_count(),
+             'nobody who wants it published')
+    published.clear()
+    chain.during(4)
+    assert not published
+    assert chain.preprocess._input.lost == chain.inference._input.lost == chain.preprocess.counts['errors'] == chain.inference.counts['errors'] == 0
+    stamps = [stamp_ns(result.header) for result in chain.results]
+    assert stamps == sorted(set(stamps)), 'each once'
+
+
+def test_whoever_subscribes_to_everything_gets_every_image_and_takes_nobodys(chain):
+    """As a recorder of all topics does, which hears the places, too."""
+    recorder = chain.bench.spin(Node('recorder'))
+    heard = {topic: [] for topic in ('image_raw', 'image_preprocessed')}
+    places: list[UInt64MultiArray] = []
+    for topic, images in heard.items():
+        recorder.create_subscription(Image, topic, images.append, qos_profile_sensor_data)
+        recorder.create_subscription(UInt64MultiArray, shared_topic(topic), places.append, qos_profile_sensor_data)
+        recorder.create_subscription(UInt64MultiArray, memory_topic(topic), lambda _: None, OFFER_QOS)
+    wait_for(lambda: all(len(images) > 3 for images in heard.values()), 'both topics')
+    before, captured = len(heard['image_raw']), captured_of(chain.camera)
+    wait_for(lambda: len(heard['image_raw']) >= before + 20, '20 images')
+    assert captured_of(chain.camera) - captured < 40, 'about each frame that was captured'
+    assert places
+    assert shared(chain)
+    assert {len(image.data) for image in heard['image_raw']} == {64 * 48 * 3}
+    chain.during(3)
+
+
+def test_a_camera_that_does_not_share_is_heard_and_one_that_does_is_shared_with_again(chain):
+    chain.camera.trigger_deactivate()
+    foreign = chain.bench.probe.create_publisher(Image, 'image_raw', FRAME_QOS)
+    wait_for(foreign.get_subscription_count, 'a subscription')
+    assert not chain.preprocess._input._sharing
+    before = chain.preprocess._input.received
+
+    def heard():
+        foreign.publish(image_bytes(1))
+        return chain.preprocess._input.received > before + 2
+
+    wait_for(heard, 'its images')
+    chain.bench.probe.destroy_publisher(foreign)
+    chain.camera.trigger_activate()
+    wait_for(lambda: shared(chain), 'images that are shared')
+    chain.during(3)
+
+
+def test_a_camera_that_is_started_anew_is_shared_with(chain):
+    before = set(chain.preprocess._input._memories)
+    chain.camera._image._images._make_room(1 << 20)
+    chain.during(3)
+    assert shared(chain)
+    assert set(chain.preprocess._input._memories) > before
+    assert chain.preprocess._input.lost <= 1
+
+
+def test_places_in_unknown_memory_are_left_for_what_is_published(chain, monkeypatch):
+    """As when another host's camera takes over."""
+    monkeypatch.setattr(chain.camera._image, '_memory', chain.bench.probe.create_publisher(UInt64MultiArray, 'nowhere', OFFER_QOS))
+    chain.camera._image._images._make_room(1 << 20)
+    wait_for(lambda: not chain.preprocess._input._sharing, 'the end of sharing')
+    chain.during(3)
+    assert chain.preprocess._input._subscription is not None
+    assert chain.preprocess._input._shared is None
+    assert chain.inference._input._sharing, 'with preprocess, still'
+    assert chain.preprocess.counts['errors'] == 0
+
+
+def test_an_image_that_is_overwritten_while_it_is_used_is_not_published(bench, paper_bundle, monkeypatch):
+    """And the next ones are copied first, so that a node that is slow gets any."""
+    process, overwritten = PreprocessNode._process, []
+
+    def slow(self, header, decode):
+        image, order = decode()
+        if self._input._in_memory is not None:
+            output = chain.camera._image
+            with chain.camera._lock:
+                for _ in range(SLOTS):
+                    output._number += 1
+                    output._images.write(view(0, (48, 64, 3)), output._number)
+            overwritten.append(stamp_ns(header))
+        process(self, header, lambda: (image, order))
+
+    monkeypatch.setattr(PreprocessNode, '_process', slow)
+    share_only(monkeypatch)
+    chain = Chain(bench, paper_bundle)
+    wait_for(lambda: overwritten, 'one that is overwritten')
+    chain.during(3)
+    assert len(overwritten) == 1
+    assert chain.preprocess._input._copies
+    assert chain.preprocess._input.superseded > 0
+    assert overwritten[0] not in {stamp_ns(result.header) for result in chain.results}
+
+
+def test_a_stranger_on_the_topics_of_sharing_does_no_harm(chain):
+    places, offers = (chain.bench.probe.create_publisher(UInt64MultiArray, topic, qos)
+                      for topic, qos in ((shared_topic('image_raw'), FRAME_QOS), (memory_topic('image_raw'), OFFER_QOS)))
+    identity = next(iter(chain.preprocess._input._memories))
+    offers.publish(UInt64MultiArray(data=[1, 2, 3]))
+    offers.publish(UInt64MultiArray(data=[2**64 - 1] * 3))
+    wait_for(places.get_subscription_count, 'a subscription')
+    for place in ([], [identity, 1, 0, 100], [identity, 1, 1 << 40, 100], [identity, 2**64 - 1, 4096, 100], [5, 1, 4096, 100]):
+        places.publish(UInt64MultiArray(data=place))
+        time.sleep(0.1)
+        chain.during(2)
+    for publisher in (places, offers):
+        chain.bench.probe.destroy_publisher(publisher)
+    chain.during(3)
+
+
+def test_memory_goes_with_its_process(tmp_path):
+    """Also when it is killed: nothing is left behind, and what was mapped stays readable."""
+    code = ('import numpy as np, sys\nfrom edge_resnet.conversions import *\nfrom edge_resnet.nodes.shared_images import SharedImages\n'
+            'images = SharedImages(None, lambda *offer: print(*offer, flush=True))\n'
+            "images.write(view_of(Header(), np.full((48, 64, 3), 9, np.uint8), 'rgb8'), 1)\nprint(*images.place, flush=True)\nsys.stdin.read()")
+    with subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        offer = [int(text) for text in child.stdout.readline().split()]
+        _, number, at, length = (int(text) for text in child.stdout.readline().split())
+        memory = MappedImages(*offer)
+        child.kill()
+    assert set(read_image(memory.image(at, length)).data) == {9}
+    assert memory.intact(number)
+    with pytest.raises(ImageError):
+        MappedImages(*offer)
