@@ -11,6 +11,7 @@ A ratio is of two runs of the same repeat; reported are the median over the repe
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import platform
@@ -87,9 +88,10 @@ class Recorder:
     def __init__(self, namespace: str = '') -> None:
         self._namespace = namespace
         self._records: list[Any] = []
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
         self._start()
         threading.Thread(target=self._collect, daemon=True).start()
+        atexit.register(self._close)  # or its participant leaves files in /dev/shm
 
     def _start(self) -> None:
         self._context = Context()
@@ -103,11 +105,19 @@ class Recorder:
         self._node.destroy_node()
         self._context.try_shutdown()
 
+    def _close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._stop()
+
     def _collect(self) -> None:
         while True:
-            with self._lock, (handle := self._subscription.handle):
-                while (taken := handle.take_message(TimeReference, False)) is not None:
-                    self._records.append(taken[0])
+            with self._lock:
+                if self._closed:
+                    return
+                with (handle := self._subscription.handle):
+                    while (taken := handle.take_message(TimeReference, False)) is not None:
+                        self._records.append(taken[0])
             time.sleep(0.1)
 
     def renew(self) -> None:
@@ -337,6 +347,12 @@ def targets(runs: Runs) -> list[tuple[str, Value, float, bool]]:
     return [(what, value, bound, value.middle >= bound if what.endswith('at least') else value.middle <= bound) for what, value, bound in found]
 
 
+def end_with_children() -> None:
+    """From now on SIGTERM and Ctrl-C unwind, so that what was started ends with us."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
 def check_durations(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends with a usage error when ``repeats``, ``seconds`` or ``warm_s`` can't be measured."""
     for name, low in (('repeats', 1), ('seconds', 1.0), ('warm_s', 0.0)):
@@ -365,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.check and not complete:
         parser.error('--check needs all cases and kinds, without --only and --kinds')
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end with us
+    end_with_children()
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
     os.environ.update(transport_environment(os.environ))

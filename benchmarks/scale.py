@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from pipeline import (
     Value,
     check_durations,
     command,
+    end_with_children,
     family,
     figures,
     node_line,
@@ -267,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f'no part {unknown[0]}, expected some of {", ".join(PARTS)}')
     check_durations(parser, args)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end with us
+    end_with_children()
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
     os.environ.update(transport_environment(os.environ))
