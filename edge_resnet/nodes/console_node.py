@@ -18,8 +18,8 @@ from vision_msgs.msg import Classification
 from edge_resnet.conversions import read_results, stamp_ns
 from edge_resnet.nodes.base import LATCHED_QOS, RECORD_QOS, ManagedNode
 from edge_resnet.nodes.frames import FRAME_QOS
-from edge_resnet.nodes.inputs import Polled, StageTimes
 from edge_resnet.nodes.parameters import param
+from edge_resnet.nodes.polled import Polled, StageTimes
 from edge_resnet.nodes.runner import run
 from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED, DROPS, SLICES, StageJoiner, percentile
 

@@ -22,8 +22,8 @@ from edge_resnet.conversions import image_array, read_image, read_results, stamp
 from edge_resnet.exceptions import BackendError
 from edge_resnet.nodes.base import LATCHED_QOS, OK, Health, ManagedNode
 from edge_resnet.nodes.frames import BEST_EFFORT_QOS, FRAME_QOS, request_topic
-from edge_resnet.nodes.inputs import Polled, StageTimes
 from edge_resnet.nodes.parameters import param
+from edge_resnet.nodes.polled import Polled, StageTimes
 from edge_resnet.nodes.runner import run
 from edge_resnet.web.state import LiveState
 

@@ -20,9 +20,10 @@ from edge_resnet.conversions import Results, image_array, read_image
 from edge_resnet.nodes.aside import Aside
 from edge_resnet.nodes.base import LATCHED_QOS, OK, WARN, Health, ManagedNode
 from edge_resnet.nodes.frames import UPCOMING_S
-from edge_resnet.nodes.inputs import FrameInput, Polled
+from edge_resnet.nodes.inputs import FrameInput
 from edge_resnet.nodes.model_parameters import ModelParameters
 from edge_resnet.nodes.parameters import param
+from edge_resnet.nodes.polled import Polled
 from edge_resnet.nodes.runner import run
 from edge_resnet.pipeline.classifier import Classifier
 from edge_resnet.pipeline.drift import DriftMonitor
@@ -86,7 +87,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         if self._drift is not None:
             self._drift.reset()
         self._aside = Aside(self.guarded, 'results')
-        self._input = FrameInput(self, Image, 'image_preprocessed', self._on_image, asks=True, shares=True, copies=True,
+        self._input = FrameInput(self, Image, 'image_preprocessed', self._on_image, asks=True, shares=True,
                                  on_upcoming=self._on_upcoming)
         self._input.asking = self._enabled
         self._input.start_thread()

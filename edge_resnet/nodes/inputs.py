@@ -1,82 +1,44 @@
-"""Topics seen by their consumers: frames, the freshest only, and small records that a timer drains."""
+"""Frame topics seen by their consumers: the freshest frame only."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from builtin_interfaces.msg import Duration
 from rclpy.guard_condition import GuardCondition
 from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.subscription import Subscription
-from sensor_msgs.msg import Image, TimeReference
-from std_msgs.msg import UInt64MultiArray
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
 
-from edge_resnet.conversions import MAX_IMAGE_BYTES, read_numbers, read_stage, write_duration
-from edge_resnet.exceptions import EdgeResnetError, ResultError
+from edge_resnet.conversions import MAX_IMAGE_BYTES, write_duration
 from edge_resnet.nodes.base import ERROR, STUCK_S, TURN_S, WARN, Health, ManagedNode, told
 from edge_resnet.nodes.executor import EMPTY_TURNS, LeanExecutor, take_message
-from edge_resnet.nodes.frames import (
-    BEST_EFFORT_QOS,
-    FRAME_QOS,
-    OFFER_QOS,
-    Gate,
-    local_topic,
-    memory_topic,
-    overridable,
-    request_topic,
-    shared_topic,
-    upcoming_topic,
-)
-from edge_resnet.nodes.shared_images import MappedImages
+from edge_resnet.nodes.frames import BEST_EFFORT_QOS, FRAME_QOS, Gate, local_topic, overridable, request_topic, shared_topic, upcoming_topic
+from edge_resnet.nodes.places import Places
+from edge_resnet.nodes.polled import SubscriptionEventCallbacks, numbers, with_info
 from edge_resnet.pipeline.demand import FrameDemand
 from edge_resnet.pipeline.latency import LOST, SUPERSEDED
-
-try:
-    from rclpy.event_handler import SubscriptionEventCallbacks
-except ImportError:  # Humble
-    from rclpy.qos_event import SubscriptionEventCallbacks
 
 SILENCE_S = 3.0  # of an input, after which the diagnostics tell
 REFRESH_S, REFRESH_IDLE_S = 0.5, 1.0  # how often an input that asks looks who else is there; one that never asks
 ASKS_AGAIN_S = 0.2  # for a frame that does not come
 ENDS_S = 0.1  # for a thread that is not in its callback
 FAILED_S, RENEWAL_S = 0.1, 0.001  # after what rcl refused; while a subscription is made anew
-MEMORIES = 4  # that are kept mapped
 MIXED_S = 2.0  # after a number that went back
 SMOOTHING, MAX_TRANSFER_S = 0.1, 0.02  # of the time that a frame takes from publisher to callback; more means clocks that differ
-POLLED_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1000, reliability=ReliabilityPolicy.RELIABLE)  # 0.5 s of seven records at 240 Hz
-
-
-def _numbers(info: Any) -> tuple[int | None, int, int]:
-    """Sequence number, when it was received and when it was sent, ns, of a message with the middleware's ``info``; Humble tells none."""
-    info = info if isinstance(info, dict) else {}
-    return info.get('publication_sequence_number'), info.get('received_timestamp', 0), info.get('source_timestamp', 0)
-
-
-def _with_info(callback: Callable[[Any, Any], None]) -> Callable[..., None]:
-    """``callback`` for a subscription, which on Humble has no info for it."""
-    return callback if hasattr(Subscription, 'CallbackType') else partial(_without_info, callback)
-
-
-def _without_info(callback: Callable[[Any, Any], None], message: Any) -> None:
-    callback(message, None)
 
 
 class FrameInput:
     """A frame topic seen by its consumer: the freshest message only, and what was missed counted by cause.
 
-    ``callback`` gets CDR bytes, or, from an output in the same process, the frame itself. ``shares``: the bytes of an Image may be in memory that
-    its publisher on this host uses again, so ``intact`` has to be asked once they were read; ``copies``: they are copied from there.
-    Missing sequence numbers are ``superseded`` when the message after the gap had arrived while the node was still busy with an earlier one
-    or did not want any, otherwise ``lost`` on the way. A publisher that offers only best effort is met with best effort. Humble tells no
-    sequence numbers: nothing is counted as missed.
+    ``callback`` gets CDR bytes, or, from an output in the same process, the frame itself. ``shares``: images are copied from the
+    memory of their publisher, if it is on this host and tells where (``Places``). Missing sequence numbers are ``superseded`` when the message
+    after the gap had arrived while the node was still busy with an earlier one or did not want any, otherwise ``lost`` on the way. A publisher
+    that offers only best effort is met with best effort. Humble tells no sequence numbers: nothing is counted as missed.
 
     ``asks``: this consumer uses only the frames that it asks for with ``ask``; publishers that take requests then publish no others.
     ``demand``: of those that come, the callback gets only those that it says; all of them while ``every`` says so.
@@ -88,7 +50,7 @@ class FrameInput:
 
     def __init__(self, node: ManagedNode, kind: type, topic: str, callback: Callable[[Any], None], *, asks: bool = False,
                  demand: FrameDemand | None = None, every: Callable[[], bool] = lambda: False, request_base: str = '',
-                 inline: bool = False, shares: bool = False, copies: bool = False, on_upcoming: Callable[[], None] | None = None) -> None:
+                 inline: bool = False, shares: bool = False, on_upcoming: Callable[[], None] | None = None) -> None:
         self._node, self._kind, self._topic, self._callback = node, kind, topic, callback
         self._demand, self._every, self.inline = demand, every, inline
         self.received = self.superseded = self.lost = self.refused = 0
@@ -103,10 +65,7 @@ class FrameInput:
         self._gate, self._wants, self._waits_s = Gate(), demand is None, REFRESH_S
         self._slot: tuple[Any, int | None, int, int] | None = None  # what was handed over, as _accept takes it
         self._held: tuple[Any, float] | None = None  # a message that may be used, and when it arrived
-        self._shared: Any = None  # the subscription that tells where images are in memory
-        self._sharing, self._copies = False, copies  # the first: it has told, and what is published is not read
-        self._memories: dict[int, MappedImages] = {}  # of publishers, by identity
-        self._in_memory: tuple[MappedImages, int] | None = None  # where the latest image was not copied from, and its number
+        self._source = 0  # whose numbers the latest one was
         self._slot_lock = threading.Lock()
         self._oversized = self._unsettled = self._closed = False
         self._slot_filled = node.create_guard_condition(self._on_slot)
@@ -123,7 +82,7 @@ class FrameInput:
         self._on_upcoming = on_upcoming
         self._announcements = None if on_upcoming is None else node.create_subscription(
             Duration, upcoming_topic(base), self._on_announcement, BEST_EFFORT_QOS, raw=True)
-        self._offers = Polled(node, UInt64MultiArray, memory_topic(base), OFFER_QOS, raw=True) if shares and kind is Image else None
+        self._places = Places(node, self._name, self._gate, self._accept, self._unsettle) if shares and kind is Image else None
         self._thread: threading.Thread | None = None
         self._wake: GuardCondition
         self._refresh()
@@ -145,7 +104,7 @@ class FrameInput:
         first = 'qos' not in self.__dict__
         self.qos = qos
         subscription = self._node.create_subscription(
-            self._kind, self._topic, _with_info(self._on_message), **(overridable(qos) if first else {'qos_profile': qos}), raw=True,
+            self._kind, self._topic, with_info(self._on_message), **(overridable(qos) if first else {'qos_profile': qos}), raw=True,
             callback_group=self._gate,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible, use_default_callbacks=False))
         self.qos = subscription.qos_profile  # with what was overridden, which can be told only once
@@ -200,12 +159,11 @@ class FrameInput:
         local = outputs > 0 and self._node.count_publishers(self._name) <= outputs
         if local is not self._local:
             with self._slot_lock:
-                self._local, self._slot, self._sequence, self._in_memory = local, None, None, None
+                self._local, self._slot, self._sequence = local, None, None
             self._set_wants(self._wants)
             if self._thread is not None:
                 self._wake.trigger()  # it waits for what is handed over or for what is published
-        if self._offers is not None:
-            self._look_for_memories()
+        self._settle()
         asks = self.asks and not (self._demand is not None and self._demand.every)
         if asks and self._requests is None:
             self._requests = self._node.create_publisher(Duration, self._request_topic, BEST_EFFORT_QOS)
@@ -300,14 +258,17 @@ class FrameInput:
         while not self._closed and self._node.context.ok():
             try:
                 wait_set = wait_set or _rclpy.WaitSet(2, 1, 0, 0, 0, 0, self._node.context.handle)
-                subscription, shared = self._subscription, self._shared
-                subscription, shared = subscription or shared, shared or subscription
-                with subscription.handle, shared.handle, self._wake.handle:
+                subscription, places = self._subscription, self._places and self._places.subscription
+                subscription, places = subscription or places, places or subscription
+                if subscription is None:
+                    time.sleep(RENEWAL_S)
+                    continue
+                with subscription.handle, places.handle, self._wake.handle:
                     wait_set.clear_entities()
                     if not self._local:  # or what is left unread would wake it again and again
-                        wait_set.add_subscription(shared.handle)
-                        if subscription is not shared:
-                            wait_set.add_subscription(subscription.handle)
+                        wait_set.add_subscription(subscription.handle)
+                        if places is not subscription:
+                            wait_set.add_subscription(places.handle)
                     wait_set.add_guard_condition(self._wake.handle)
                     asks_in_s = self._asked_s + ASKS_AGAIN_S - time.monotonic() if self.asking else TURN_S
                     wait_set.wait(round(min(TURN_S, max(0.0, asks_in_s)) * 1e9))
@@ -334,10 +295,11 @@ class FrameInput:
             return None
         if self._local:  # what is published for others, too, is not read
             return self._from_slot()
-        if (shared := self._take_shared()) is not None or self._sharing or (subscription := self._subscription) is None:
-            return shared
-        taken = take_message(subscription)
-        return (taken[0], *_numbers(taken[1])) if taken is not None else None
+        places = self._places
+        if places is not None and ((taken_there := places.take()) is not None or places.sharing):
+            return taken_there
+        taken = take_message(self._subscription) if self._subscription is not None else None
+        return (taken[0], *numbers(taken[1])) if taken is not None else None
 
     def _on_slot(self) -> None:
         if self._oversized:
@@ -345,7 +307,9 @@ class FrameInput:
             self._renew(self.qos)
         if self._unsettled:
             self._unsettled = False
-            self._settle(self._shared is not None and bool(self._memories))
+            self._settle()
+            if self._places is not None and self._places.unserved and self.asking:
+                self.ask(0.0)
         if self._thread is None and self._wants and (taken := self._from_slot()) is not None:
             self._accept(*taken)
 
@@ -355,95 +319,38 @@ class FrameInput:
         return taken
 
     def _on_message(self, message: Any, info: Any) -> None:
-        if (shared := self._take_shared()) is not None:  # the same frame, or a later one
-            self._accept(*shared)
-        elif not self._sharing:
-            self._accept(message, *_numbers(info))
+        places = self._places
+        if places is not None and (taken := places.take()) is not None:  # the same frame, or a later one
+            self._accept(*taken)
+        elif places is None or not places.sharing:
+            self._accept(message, *numbers(info))
             self._release(message)
 
     def _release(self, message: Any) -> None:
-        if not (self._local or self._sharing) and len(message) > MAX_IMAGE_BYTES:  # a reader keeps a buffer of the largest message that it ever got
+        if not self._local and self._subscription is not None and len(message) > MAX_IMAGE_BYTES:
+            # A reader keeps a buffer of the largest message that it ever got.
             self._oversized = True
             self._slot_filled.trigger()  # not here: the executor holds the reader
-
-    # Images in their publisher's memory. ------------------------------------------------------------------------------
-
-    def _look_for_memories(self) -> None:
-        """Map what is offered, and take images from there while everybody who publishes any also tells where they are."""
-        self._map_offers()
-        self._settle(bool(self._memories) and not self._local and
-                     self._node.count_publishers(self._name) <= self._node.count_publishers(shared_topic(self._name)))
-
-    def _map_offers(self) -> None:
-        assert self._offers is not None
-        for data, _ in self._offers.take():
-            with contextlib.suppress(EdgeResnetError):  # of another host or another user, which are taken as they are published
-                pid, file, identity = read_numbers(data, 3)
-                self._memories[identity] = MappedImages(pid, file, identity)
-        while len(self._memories) > MEMORIES:
-            del self._memories[next(iter(self._memories))]
-
-    def _settle(self, shares: bool) -> None:
-        """Hear where images are in memory if it ``shares``, and take what is published until it has heard so. On the executor's thread."""
-        subscription, shared = before = self._subscription, self._shared
-        self._sharing = self._sharing and shares
-        if self._sharing:
-            self._subscription = None
-        elif subscription is None:
-            self._subscription, self._sequence, self._in_memory = self._subscribe(self.qos), None, None
-        if not shares:
-            self._shared = None
-        elif shared is None:
-            self._shared = self._node.create_subscription(
-                UInt64MultiArray, shared_topic(self._name), _with_info(self._on_shared), FRAME_QOS, raw=True, callback_group=self._gate,
-                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
-        if before == (self._subscription, self._shared):
-            return
-        for old, new in zip(before, (self._subscription, self._shared), strict=True):
-            if old is not None and new is None:
-                self._node.destroy_subscription(old)
-        self._done_at_ns = time.time_ns()
-        if self._thread is not None:
-            self._wake.trigger()  # it waits for the old ones
-
-    def _take_shared(self) -> tuple[Any, int | None, int, int] | None:
-        taken = take_message(self._shared) if self._shared is not None else None
-        return self._from_memory(*taken) if taken is not None else None
-
-    def _on_shared(self, place: bytes, info: Any) -> None:
-        if (taken := self._from_memory(place, info)) is not None:
-            self._accept(*taken)
-
-    def _from_memory(self, place: bytes, info: Any) -> tuple[Any, int | None, int, int] | None:
-        """The image at ``place``, as _accept takes it; None when it is gone."""
-        identity, number, at, length = read_numbers(place, 4)
-        if identity not in self._memories:  # made anew, as for larger images
-            self._map_offers()
-        if (memory := self._memories.get(identity)) is None:
-            self._memories.clear()
-            self._unsettle()
-            return None
-        if not self._sharing:
-            self._sharing, self._sequence = True, None
-            self._unsettle()
-        image = memory.image(at, length)
-        copy = bytes(image) if self._copies else None
-        if copy is not None and not memory.intact(number):
-            return None
-        self._in_memory = (memory, number) if copy is None else None
-        return image if copy is None else copy, number, *_numbers(info)[1:]
 
     def _unsettle(self) -> None:
         self._unsettled = True
         self._slot_filled.trigger()
 
-    def intact(self) -> bool:
-        """Whether the image in use has not been overwritten until now. If it has, it is superseded, and from now on they are copied first."""
-        if self._in_memory is None or self._in_memory[0].intact(self._in_memory[1]):
-            return True
-        self.superseded += 1
-        self._copies = True
-        return False
+    def _settle(self) -> None:
+        """Subscribe to what is published while images are not taken from memory. On the executor's thread."""
+        if (places := self._places) is None:
+            return
+        changed, subscription = places.settle(not self._local, self.received), self._subscription
+        if places.sharing and subscription is not None:
+            self._subscription = None
+            self._node.destroy_subscription(subscription)
+        elif not places.sharing and subscription is None:
+            self._subscription = self._subscribe(self.qos)
+        elif not changed:
+            return
+        self._done_at_ns = time.time_ns()
+        if self._thread is not None:
+            self._wake.trigger()  # it waits for the old ones
 
     def take(self) -> Any:
         """The frame that has come since the callback began, for a callback that goes straight on with it; None without one."""
@@ -467,6 +374,8 @@ class FrameInput:
     def _count(self, sequence: int | None, received_ns: int, sent_ns: int) -> int:
         """Count a message that was sent and received then, and return how many were missed before it."""
         self.received += 1
+        if self._places is not None and self._source != (source := self._places.source):
+            self._source, self._sequence = source, None
         now_ns, self._heard_s = time.time_ns(), time.monotonic()
         missed = sequence - self._sequence - 1 if sequence and self._sequence is not None else 0
         if missed < 0:  # somebody else's number: there are two publishers, or one was started anew
@@ -506,7 +415,8 @@ class FrameInput:
         self._node.counts[f'{self._topic} received'] = self.received
         health.values.update({
             'Input rate (Hz)': self._node.rate(f'{self._topic} received'), 'Input received': self.received,
-            SUPERSEDED: self.superseded, LOST: self.lost, 'Input refused': self.refused, 'Input shared': int(self._sharing)})
+            SUPERSEDED: self.superseded, LOST: self.lost, 'Input refused': self.refused,
+            'Input shared': int(self._places is not None and self._places.sharing)})
         if self.qos_conflict:
             health.report(WARN, f'incompatible QoS on {self.qos_conflict}')
 
@@ -521,50 +431,13 @@ class FrameInput:
         if self._thread is not None:
             self._wake.destroy()
         self._local_topic.inputs.remove(self)
-        for subscription in (self._subscription, self._shared, self._announcements):
+        for subscription in (self._subscription, self._announcements):
             if subscription is not None:
                 self._node.destroy_subscription(subscription)
-        if self._offers is not None:
-            self._offers.close()
+        if self._places is not None:
+            self._places.close()
         self._node.destroy_timer(self._timer)
         self._node.destroy_guard_condition(self._slot_filled)
         requests, self._requests = self._requests, None  # a callback may be under way when the process ends
         if requests is not None:
             self._node.destroy_publisher(requests)
-
-
-class Polled:
-    """A topic of small records that the node's own timer drains a few times a second: a message costs 0.007 ms that way, and some 0.1 ms
-    through rclpy's executor. Messages are CDR bytes if ``raw``."""
-
-    def __init__(self, node: ManagedNode, kind: type, topic: str, qos: QoSProfile = POLLED_QOS, *, raw: bool = False) -> None:
-        self._node, gate = node, Gate()
-        gate.open = False
-        self._subscription = node.create_subscription(
-            kind, topic, lambda message: None, qos, raw=raw, callback_group=gate,
-            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
-
-    def take(self) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """What has come since the last call: messages, oldest first, and the middleware's info of each."""
-        while (taken := take_message(self._subscription)) is not None:
-            yield taken
-
-    def close(self) -> None:
-        self._node.destroy_subscription(self._subscription)
-
-
-class StageTimes(Polled):
-    """What the stages tell on ``stage_times``."""
-
-    def __init__(self, node: ManagedNode) -> None:
-        super().__init__(node, TimeReference, 'stage_times', raw=True)
-
-    def records(self) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
-        """(source, stamp of the frame in ns, time in ns, the middleware's info) of what has come since the last call."""
-        for data, info in self.take():
-            try:
-                source, stamp_ns, time_ns = read_stage(data)
-            except ResultError as error:
-                self._node.fault('stage_times', str(error))
-            else:
-                yield source, stamp_ns, time_ns, info

@@ -21,8 +21,8 @@ from std_msgs.msg import Float64, String
 from edge_resnet.conversions import stamp_ns
 from edge_resnet.hardware.thermal import ThermalReading, TransitionLog
 from edge_resnet.nodes.base import ERROR, LATCHED_QOS, OK, WARN, Health, ManagedNode
-from edge_resnet.nodes.inputs import Polled, StageTimes
 from edge_resnet.nodes.parameters import param
+from edge_resnet.nodes.polled import Polled, StageTimes
 from edge_resnet.nodes.runner import run
 from edge_resnet.nodes.thermal_monitor_node import reading_of
 from edge_resnet.pipeline.latency import (

@@ -14,8 +14,9 @@ from vision_msgs.msg import Classification
 from edge_resnet.conversions import Results, read_results, stamp_ns, write_image
 from edge_resnet.nodes.base import Health, ManagedNode, frame_publisher
 from edge_resnet.nodes.camera_input import TRANSPORTS, Decode, camera_input
-from edge_resnet.nodes.inputs import FrameInput, StageTimes
+from edge_resnet.nodes.inputs import FrameInput
 from edge_resnet.nodes.parameters import param
+from edge_resnet.nodes.polled import StageTimes
 from edge_resnet.nodes.runner import run
 from edge_resnet.pipeline.latency import INFERENCE_DONE
 

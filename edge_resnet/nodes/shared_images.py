@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 
-from edge_resnet.conversions import ImageView, write_head
+from edge_resnet.conversions import MAX_IMAGE_BYTES, ImageView, write_head
 from edge_resnet.exceptions import ImageError
 
-SLOTS = 4  # a frame is overwritten by the fourth after it
+SLOTS = 4  # a frame is overwritten by the fourth after it, and no longer read from the third on
 NAME = 'edge_resnet_images'
-_BEGINNING = struct.Struct('<QQ')  # of the memory: whose it is, and the number of the latest image that was begun to be written
 _PAGE = mmap.PAGESIZE
+MAX_BYTES = _PAGE + SLOTS * (MAX_IMAGE_BYTES + 2 * _PAGE)  # of a memory
 
 
 class _SerializedMessage(ctypes.Structure):
@@ -53,6 +53,7 @@ class SharedImages:
         self._publisher, self._offer = publisher, offer
         self._identity, self._file, self._room = 0, -1, 0
         self._memory: Any = None
+        self._latest = memoryview(bytearray(16)).cast('Q')
         self._slots: list[_Slot | None] = [None] * SLOTS
         self._number, self._slot = 0, _Slot((), 0, memoryview(b''), memoryview(b''), _SerializedMessage())
 
@@ -62,7 +63,7 @@ class SharedImages:
         slot, layout = self._slots[number % SLOTS], (header.frame_id, len(data), *image[1:-1])
         if slot is None or slot.layout != layout:
             slot = self._lay_out(image, number % SLOTS, layout)
-        _BEGINNING.pack_into(self._memory, 0, self._identity, number)
+        self._latest[1] = number  # one store of eight bytes, before the image's
         struct.pack_into('<iI', slot.bytes, 4, header.stamp.sec, header.stamp.nanosec)
         slot.data[:] = data
         self._number, self._slot = number, slot
@@ -110,8 +111,8 @@ class SharedImages:
         except OSError:  # where there is none to share
             self.close()
             self._memory = mmap.mmap(-1, size)
-        self._identity = int.from_bytes(os.urandom(8), 'little')
-        _BEGINNING.pack_into(self._memory, 0, self._identity, 0)
+        self._latest = memoryview(self._memory)[:16].cast('Q')  # whose memory it is, and the number of the latest image that was begun
+        self._latest[0] = self._identity = int.from_bytes(os.urandom(8), 'little')
         if self._file >= 0:
             self._offer(os.getpid(), self._file, self._identity)
 
@@ -120,31 +121,35 @@ class MappedImages:
     """SharedImages of another process, to read, as it offers them; ImageError when they are not to be had here: on another host, of another user."""
 
     def __init__(self, pid: int, file: int, identity: int) -> None:
-        path = f'/proc/{pid}/fd/{file}'
+        path, own = f'/proc/{pid}/fd/{file}', []
         try:
             if len({os.readlink(f'/proc/{of}/ns/net') for of in (pid, 'self')}) == 2:
                 raise ImageError(f'{path} is in another network namespace, which stands for another host')
-            if not os.readlink(path).startswith(f'/memfd:{NAME}'):  # before it is opened: opening a device may do something
+            own.append(os.open(path, os.O_PATH | os.O_CLOEXEC))  # which is not opening it: of a device that may do something
+            if not os.readlink(f'/proc/self/fd/{own[0]}').startswith(f'/memfd:{NAME}'):
                 raise ImageError(f'{path} is not shared memory of images')
-            own = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if not fcntl.fcntl(own, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-                    raise ImageError(f'{path} may shrink')
-                self._memory = mmap.mmap(own, 0, mmap.MAP_SHARED | getattr(mmap, 'MAP_POPULATE', 0), mmap.PROT_READ)
-            finally:
-                os.close(own)
-        except (OSError, ValueError) as error:
+            own.append(os.open(f'/proc/self/fd/{own[0]}', os.O_RDONLY | os.O_CLOEXEC))
+            if not fcntl.fcntl(own[1], fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:  # reading what has vanished would end this process
+                raise ImageError(f'{path} may shrink')
+            if (size := os.fstat(own[1]).st_size) > MAX_BYTES:
+                raise ImageError(f'{path} has {size} bytes, expected at most {MAX_BYTES}')
+            self._bytes = memoryview(mmap.mmap(own[1], 0, mmap.MAP_SHARED | getattr(mmap, 'MAP_POPULATE', 0), mmap.PROT_READ))
+        except (OSError, ValueError, OverflowError) as error:
             raise ImageError(f"{path} can't be mapped: {error}") from error
-        self._bytes = memoryview(self._memory)
-        if len(self._bytes) < _PAGE or _BEGINNING.unpack_from(self._bytes)[0] != identity:
+        finally:
+            for descriptor in own:
+                os.close(descriptor)
+        self._latest = self._bytes[:len(self._bytes) // 8 * 8].cast('Q')
+        if len(self._bytes) < _PAGE or self._latest[0] != identity:
             raise ImageError(f'{path} is the memory of somebody else')
 
-    def image(self, at: int, length: int) -> memoryview:
-        """The bytes of the image there, which its publisher may be about to overwrite: see ``intact``."""
+    def image(self, number: int, at: int, length: int) -> bytes | None:
+        """A copy of image ``number``, which was written there; None when it may have been overwritten by then. ImageError for another place."""
         if not _PAGE <= at <= at + length <= len(self._bytes):
             raise ImageError(f'image of {length} bytes at {at}, expected within {_PAGE} to {len(self._bytes)}')
-        return self._bytes[at:at + length]
+        image = bytes(self._bytes[at:at + length]) if self._has(number) else None
+        return image if self._has(number) else None
 
-    def intact(self, number: int) -> bool:
-        """Whether what has been read of image ``number`` until now was all its own."""
-        return _BEGINNING.unpack_from(self._bytes)[1] - number < SLOTS
+    def _has(self, number: int) -> bool:
+        """One place less than there are, so that it does not matter in which order a processor sees what another has stored in the last few ns."""
+        return 0 <= self._latest[1] - number < SLOTS - 1

@@ -19,7 +19,7 @@ from vision_msgs.msg import Classification
 
 from edge_resnet.conversions import stamp_ns
 from edge_resnet.exceptions import ImageError
-from edge_resnet.nodes import frames, inference_node, inputs
+from edge_resnet.nodes import frames, inference_node, inputs, places
 from edge_resnet.nodes.base import OK, Health
 from edge_resnet.nodes.camera_node import CameraNode
 from edge_resnet.nodes.executor import LeanExecutor
@@ -67,7 +67,7 @@ def share_only(monkeypatch):
 def publish_only(monkeypatch):
     """Nor is anything shared, as between hosts."""
     share_only(monkeypatch)
-    monkeypatch.setattr(inputs, 'MappedImages', lambda *memory: raises(ImageError('of another host')))
+    monkeypatch.setattr(places, 'MappedImages', lambda *memory: raises(ImageError('of another host')))
 
 
 def raises(error):
@@ -79,8 +79,7 @@ def chain(request, bench, paper_bundle, monkeypatch):
     {'handed over': lambda _: None, 'shared': share_only, 'published': publish_only}[request.param](monkeypatch)
     chain = Chain(bench, paper_bundle)
     wait_for(lambda: len(chain.results) > 3, 'results')
-    shares = request.param == 'shared'
-    wait_for(lambda: chain.preprocess._input._sharing is chain.inference._input._sharing is shares, f'frames that are {request.param}')
+    wait_for(lambda: {node._input._places.sharing for node in (chain.preprocess, chain.inference)} == {request.param == 'shared'}, request.param)
     return chain
 
 

@@ -18,9 +18,9 @@ from test_demand_flow import Chain, captured_of, share_only
 
 from edge_resnet.conversions import Header, ResultError, Stamp, read_image, read_numbers, stamp_ns, view_of, write_image, write_numbers
 from edge_resnet.exceptions import ImageError
+from edge_resnet.nodes import places as places_module
 from edge_resnet.nodes import shared_images
 from edge_resnet.nodes.frames import FRAME_QOS, OFFER_QOS, memory_topic, shared_topic
-from edge_resnet.nodes.preprocess_node import PreprocessNode
 from edge_resnet.nodes.shared_images import NAME, SLOTS, MappedImages, SharedImages
 
 HEADER = Header(Stamp(1, 2), 'lens')
@@ -52,8 +52,7 @@ def test_an_image_from_memory_is_the_same_message(bench, monkeypatch):
         identity, written, at, length = images.place
         memory = MappedImages(*offers[-1])
         assert (identity, written) == (offers[-1][2], number)
-        assert bytes(memory.image(at, length)) == expected[-1]
-        assert memory.intact(number)
+        assert memory.image(number, at, length) == expected[-1]
         wait_for(lambda: len(taken) == len(expected), f'image {len(expected)}')
     assert taken == expected, 'those that were received before, too'
     assert len(offers) == 2, 'another memory only for what is larger'
@@ -62,35 +61,50 @@ def test_an_image_from_memory_is_the_same_message(bench, monkeypatch):
         images.publish()
 
 
-def test_an_image_is_intact_until_its_place_is_written_to_again():
+def test_an_image_is_read_until_its_place_is_about_to_be_written_to_again():
     offers: list[tuple[int, int, int]] = []
     images = SharedImages(None, lambda *offer: offers.append(offer))
     images.write(view(0), 7)
     memory, (_, number, at, length) = MappedImages(*offers[0]), images.place
-    for later in range(1, SLOTS):
-        images.write(view(later), 7 + later)
-        assert memory.intact(number)
-        assert set(read_image(memory.image(at, length)).data) == {0}
-    images.write(view(99), 7 + SLOTS)
-    assert not memory.intact(number)
-    assert set(read_image(memory.image(at, length)).data) == {99}
-    for wrong in ((0, length), (at, 1 << 40), (len(memory._bytes) - 1, 2), (1 << 63, 1)):
+    for later in range(SLOTS - 1):
+        assert set(read_image(memory.image(number, at, length)).data) == {0}
+        images.write(view(1 + later), 8 + later)
+    assert memory.image(number, at, length) is None
+    assert set(read_image(memory.image(*images.place[1:])).data) == {SLOTS - 1}
+    for wrong in (number + SLOTS, 2**64 - 1):  # which is still to come
+        assert memory.image(wrong, at, length) is None
+    for place in ((0, length), (at, 1 << 40), (len(memory._bytes) - 1, 2), (1 << 63, 1)):
         with pytest.raises(ImageError, match='expected within'):
-            memory.image(*wrong)
-    with pytest.raises((TypeError, ValueError)):
-        memory.image(at, length)[0] = 1  # its publisher's alone
+            memory.image(images.place[1], *place)
+
+
+def test_an_image_that_is_overwritten_while_it_is_copied_is_not_had():
+    offers: list[tuple[int, int, int]] = []
+    images = SharedImages(None, lambda *offer: offers.append(offer))
+    images.write(view(0), 1)
+    memory, place = MappedImages(*offers[0]), images.place[1:]
+    has = memory._has
+
+    def overwritten(number):
+        found = has(number)
+        for later in range(2, 2 + SLOTS):
+            images.write(view(9), later)
+        return found
+
+    memory._has = overwritten
+    assert memory.image(*place) is None
 
 
 def test_memory_of_a_larger_image_leaves_readers_what_they_had():
     offers: list[tuple[int, int, int]] = []
     images = SharedImages(None, lambda *offer: offers.append(offer))
     images.write(view(5), 0)
-    memory, (_, _, at, length) = MappedImages(*offers[0]), images.place
+    memory, place = MappedImages(*offers[0]), images.place[1:]
     images.write(view(6, (400, 600, 3)), 1)
-    assert set(read_image(memory.image(at, length)).data) == {5}
+    assert set(read_image(memory.image(*place)).data) == {5}
     with pytest.raises(ImageError):
         MappedImages(*offers[0])  # closed, or taken by the next one, whose identity is another
-    assert set(read_image(MappedImages(*offers[1]).image(*images.place[2:])).data) == {6}
+    assert set(read_image(MappedImages(*offers[1]).image(*images.place[1:])).data) == {6}
     images.close()
     images.close()
     with pytest.raises(ImageError):
@@ -102,6 +116,7 @@ def test_only_memory_of_images_is_mapped(tmp_path, monkeypatch):
     images = SharedImages(None, lambda *offer: offers.append(offer))
     images.write(view(5), 0)
     pid, file, identity = offers[0]
+    open_before = len(os.listdir('/proc/self/fd'))
     with pytest.raises(ImageError, match='of somebody else'):
         MappedImages(pid, file, identity + 1)
     with subprocess.Popen([sys.executable, '-c', 'pass']) as gone:
@@ -126,10 +141,15 @@ def test_only_memory_of_images_is_mapped(tmp_path, monkeypatch):
     MappedImages(pid, unsealed, identity)
     empty = os.memfd_create(NAME, os.MFD_ALLOW_SEALING)
     fcntl.fcntl(empty, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    with pytest.raises(ImageError, match="can't be mapped"):
-        MappedImages(pid, empty, identity)
+    for unmappable in (empty, 10 ** 6, 2 ** 64 - 1):
+        with pytest.raises(ImageError, match="can't be mapped"):
+            MappedImages(pid, unmappable, identity)
+    os.ftruncate(unsealed, 1 << 40)
+    with pytest.raises(ImageError, match='expected at most'):  # whose pages reading would make
+        MappedImages(pid, unsealed, identity)
     for descriptor in (plain, end, other_end, unsealed, empty):
         os.close(descriptor)
+    assert len(os.listdir('/proc/self/fd')) == open_before
 
 
 def test_without_shared_memory_images_are_published_all_the_same(bench, monkeypatch):
@@ -162,7 +182,7 @@ def chain(bench, paper_bundle, monkeypatch):
 
 
 def shared(chain):
-    return [node._input._sharing and node._input._subscription is None for node in (chain.preprocess, chain.inference)] == [True, True]
+    return [node._input._places.sharing and node._input._subscription is None for node in (chain.preprocess, chain.inference)] == [True, True]
 
 
 def test_what_is_shared_is_not_published(chain, monkeypatch):
@@ -202,7 +222,7 @@ def test_a_camera_that_does_not_share_is_heard_and_one_that_does_is_shared_with_
     chain.camera.trigger_deactivate()
     foreign = chain.bench.probe.create_publisher(Image, 'image_raw', FRAME_QOS)
     wait_for(foreign.get_subscription_count, 'a subscription')
-    assert not chain.preprocess._input._sharing
+    assert not chain.preprocess._input._places.sharing
     before = chain.preprocess._input.received
 
     def heard():
@@ -216,67 +236,109 @@ def test_a_camera_that_does_not_share_is_heard_and_one_that_does_is_shared_with_
     chain.during(3)
 
 
-def test_a_camera_that_is_started_anew_is_shared_with(chain):
-    before = set(chain.preprocess._input._memories)
-    chain.camera._image._images._make_room(1 << 20)
-    chain.during(3)
-    assert shared(chain)
-    assert set(chain.preprocess._input._memories) > before
-    assert chain.preprocess._input.lost <= 1
+def test_memory_that_is_made_anew_is_mapped(chain):
+    places = chain.preprocess._input._places
+    for n in range(places_module.MEMORIES + 2):
+        before = set(places._memories)
+        chain.camera._image._images._make_room(1 << (20 + n))
+        wait_for(lambda before=before: set(places._memories) - before, 'another')
+        chain.during(2)
+        assert shared(chain)
+    assert len(places._memories) <= places_module.MEMORIES
+    assert chain.preprocess._input.lost <= 2 * (places_module.MEMORIES + 2)
 
 
-def test_places_in_unknown_memory_are_left_for_what_is_published(chain, monkeypatch):
-    """As when another host's camera takes over."""
-    monkeypatch.setattr(chain.camera._image, '_memory', chain.bench.probe.create_publisher(UInt64MultiArray, 'nowhere', OFFER_QOS))
-    chain.camera._image._images._make_room(1 << 20)
-    wait_for(lambda: not chain.preprocess._input._sharing, 'the end of sharing')
+def test_places_in_unknown_memory_are_left_for_what_is_published_and_tried_again(chain, monkeypatch):
+    """As when another host's camera takes over for a while."""
+    monkeypatch.setattr(places_module, 'TRIES_AGAIN_S', 3.0)
+    places = chain.preprocess._input._places
+    with monkeypatch.context() as patch:
+        patch.setattr(MappedImages, 'image', lambda self, *place: None)
+        wait_for(lambda: not places.sharing and not chain.inference._input._places.sharing, 'the end of sharing')
+        chain.during(3)
+        assert chain.preprocess._input._subscription is not None
+        assert places.subscription is None
+    wait_for(lambda: shared(chain), 'images that are shared', 30.0)
     chain.during(3)
-    assert chain.preprocess._input._subscription is not None
-    assert chain.preprocess._input._shared is None
-    assert chain.inference._input._sharing, 'with preprocess, still'
     assert chain.preprocess.counts['errors'] == 0
 
 
-def test_an_image_that_is_overwritten_while_it_is_used_is_not_published(bench, paper_bundle, monkeypatch):
-    """And the next ones are copied first, so that a node that is slow gets any."""
-    process, overwritten = PreprocessNode._process, []
+def test_when_nobody_shares_any_more_the_memory_is_given_back(chain):
+    places = chain.preprocess._input._places
+    for publisher in (chain.camera._image._shared, chain.camera._image._memory):
+        chain.bench.probe.destroy_publisher(publisher) or chain.camera.destroy_publisher(publisher)
+    chain.camera._image._images = None
+    wait_for(lambda: not places._memories and chain.preprocess._input._subscription is not None, 'the end of sharing')
+    inference = chain.inference._input._places
+    chain.inference.trigger_deactivate()
+    assert not inference._memories
 
-    def slow(self, header, decode):
-        image, order = decode()
-        if self._input._in_memory is not None:
-            output = chain.camera._image
-            with chain.camera._lock:
-                for _ in range(SLOTS):
-                    output._number += 1
-                    output._images.write(view(0, (48, 64, 3)), output._number)
-            overwritten.append(stamp_ns(header))
-        process(self, header, lambda: (image, order))
 
-    monkeypatch.setattr(PreprocessNode, '_process', slow)
+def test_an_input_that_is_not_asked_for_frames_tries_no_longer_than_that(bench, paper_bundle, monkeypatch):
+    """Both subscriptions together count as somebody who wants every frame."""
     share_only(monkeypatch)
     chain = Chain(bench, paper_bundle)
-    wait_for(lambda: overwritten, 'one that is overwritten')
-    chain.during(3)
-    assert len(overwritten) == 1
-    assert chain.preprocess._input._copies
-    assert chain.preprocess._input.superseded > 0
-    assert overwritten[0] not in {stamp_ns(result.header) for result in chain.results}
+    places = chain.preprocess._input._places
+    wait_for(lambda: chain.preprocess._input.received, 'a frame')
+    chain.inference._input.asks = chain.inference._input.asking = False
+    chain.inference.trigger_deactivate()
+    wait_for(lambda: places.sharing or places._again_s, 'the end of trying')
+    wait_for(lambda: not chain.camera._image.every_frame(), 'a camera that rests')
+
+
+def test_whoever_replays_what_was_recorded_is_heard(chain):
+    """`ros2 bag record -a` has the places, too, whose memory may still be mapped; what was in it is gone, or has been used."""
+    recorded = []
+    recorder = chain.bench.spin(Node('recorder'))
+    recorder.create_subscription(UInt64MultiArray, shared_topic('image_raw'), recorded.append, FRAME_QOS)
+    wait_for(lambda: len(recorded) > 5, 'places')
+    chain.camera.trigger_deactivate()
+    time.sleep(0.5)
+    images, places = chain.bench.publisher(Image, 'image_raw'), chain.bench.publisher(UInt64MultiArray, shared_topic('image_raw'))
+    before, sent = chain.preprocess.counts['published'], 0
+
+    def heard():
+        nonlocal sent
+        places.publish(recorded[sent % len(recorded)])
+        images.publish(image_bytes(1 + sent))
+        sent += 1
+        time.sleep(0.05)
+        return chain.preprocess.counts['published'] > before + 10
+
+    wait_for(heard, 'images')
+    assert not chain.preprocess._input._places.sharing
 
 
 def test_a_stranger_on_the_topics_of_sharing_does_no_harm(chain):
     places, offers = (chain.bench.probe.create_publisher(UInt64MultiArray, topic, qos)
                       for topic, qos in ((shared_topic('image_raw'), FRAME_QOS), (memory_topic('image_raw'), OFFER_QOS)))
-    identity = next(iter(chain.preprocess._input._memories))
+    identity, latest = chain.preprocess._input._places._last
     offers.publish(UInt64MultiArray(data=[1, 2, 3]))
     offers.publish(UInt64MultiArray(data=[2**64 - 1] * 3))
     wait_for(places.get_subscription_count, 'a subscription')
-    for place in ([], [identity, 1, 0, 100], [identity, 1, 1 << 40, 100], [identity, 2**64 - 1, 4096, 100], [5, 1, 4096, 100]):
+    for place in ([], [identity, latest + 2, 0, 100], [identity, latest + 2, 1 << 40, 100], [identity, 2**64 - 1, 4096, 100], [5, 1, 4096, 100]):
         places.publish(UInt64MultiArray(data=place))
-        time.sleep(0.1)
         chain.during(2)
+        assert chain.preprocess._input.lost + chain.preprocess._input.superseded < 100
     for publisher in (places, offers):
         chain.bench.probe.destroy_publisher(publisher)
-    chain.during(3)
+    wait_for(lambda: shared(chain), 'images that are still shared')
+
+
+def test_malformed_places_spoil_no_result(bench, paper_bundle, monkeypatch):
+    """A slow model looks for the next image before it tells the result."""
+    share_only(monkeypatch)
+    chain = Chain(bench, paper_bundle)
+    wait_for(lambda: shared(chain), 'images that are shared')
+    places = chain.bench.probe.create_publisher(UInt64MultiArray, shared_topic('image_preprocessed'), FRAME_QOS)
+    wait_for(places.get_subscription_count, 'a subscription')
+    infer, inferred = chain.inference._infer, []
+    monkeypatch.setattr(chain.inference, '_infer', lambda *given: (
+        inferred.append(1), tell := infer(*given), places.publish(UInt64MultiArray(data=[1])), time.sleep(0.02), tell)[-1])
+    before = len(chain.results)
+    wait_for(lambda: len(inferred) > 5, 'inferences')
+    wait_for(lambda: len(chain.results) >= before + len(inferred) - 1, 'their results')
+    assert chain.inference.counts['errors'] > 0, 'it is told'
 
 
 def test_memory_goes_with_its_process(tmp_path):
@@ -289,7 +351,6 @@ def test_memory_goes_with_its_process(tmp_path):
         _, number, at, length = (int(text) for text in child.stdout.readline().split())
         memory = MappedImages(*offer)
         child.kill()
-    assert set(read_image(memory.image(at, length)).data) == {9}
-    assert memory.intact(number)
+    assert set(read_image(memory.image(number, at, length)).data) == {9}
     with pytest.raises(ImageError):
         MappedImages(*offer)
