@@ -98,9 +98,9 @@ def main() -> int:
             if taken is not None:
                 data = taken[0]
                 if args.shared:
-                    *offer, identity, _, at, length = read_numbers(data, 7)
+                    *offer, identity, number, at, length = read_numbers(data, 7)
                     memory = memories.get(identity) or memories.setdefault(identity, MappedImages(*offer))
-                    data = memory.image(at, length)
+                    data = memory.image(number, at, length).bytes
                 image = read_image(data)
                 int(np.frombuffer(image.data, np.uint8).max())
                 times[image.width, image.height].append((time.time_ns() - stamp_ns(image.header)) / 1e6)

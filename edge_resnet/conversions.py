@@ -113,26 +113,35 @@ def read_image(data: bytes | ImageView) -> ImageView:
     """The sensor_msgs/Image in the CDR bytes of a raw subscription; ImageError when they don't hold one. A view was handed over as it is."""
     if isinstance(data, ImageView):
         return data
+    start = bytes(data[:KNOWN_BYTES])  # once: in memory that is shared it may become another's
     head, known, length = _latest_head[0]
-    if len(data) == length and (start := bytes(data[:len(head)]))[12:] == head[12:] and start[:4] == head[:4]:  # all but the stamp
+    if len(data) == length and start[12:len(head)] == head[12:] and start[:4] == head[:4]:  # all but the stamp
         return ImageView(Header(Stamp(*_STAMP.unpack_from(start, 4)), known.header.frame_id), *known[1:-1], memoryview(data)[len(head):])
-    if (order := _ORDERS.get(bytes(data[:2]))) is None:
-        raise ImageError(f'message starts with {bytes(data[:4]).hex()}, expected a plain CDR header')
+    if (order := _ORDERS.get(start[:2])) is None:
+        raise ImageError(f'message starts with {start[:4].hex()}, expected a plain CDR header')
     try:
-        header, at = _read_header(order, data)
-        height, width, length = struct.unpack_from(order + 'III', data, at)
-        encoding, at = _read_text(data, at + 12, length), at + 12 + length
-        is_bigendian = data[at]
-        step, length = struct.unpack_from(order + 'II', data, at := at + 1 + -(at + 1) % 4)
+        try:
+            image, at, length = _read_head(order, start)
+        except (struct.error, IndexError):  # a long frame_id, or cut off
+            image, at, length = _read_head(order, start := bytes(data))
     except (struct.error, IndexError) as error:
         raise ImageError(f'message is cut off: {len(data)} bytes') from error
-    pixels = memoryview(data)[at + 8:at + 8 + length]
+    pixels = memoryview(data)[at:at + length]
     if len(pixels) < length:
         raise ImageError(f'message is cut off: {length} bytes announced, {len(pixels)} left')
-    image = ImageView(header, height, width, encoding, is_bigendian, step, pixels)
-    if order == '<' and at + 8 <= KNOWN_BYTES and len(data) == at + 8 + length:
-        _latest_head[0] = bytes(data[:at + 8]), image._replace(data=memoryview(b'')), len(data)
-    return image
+    if order == '<' and at <= KNOWN_BYTES and len(data) == at + length:
+        _latest_head[0] = start[:at], image, len(data)
+    return image._replace(data=pixels)
+
+
+def _read_head(order: str, data: bytes) -> tuple[ImageView, int, int]:
+    """The image in ``data`` but for its pixels, and where these begin and how many bytes they are."""
+    header, at = _read_header(order, data)
+    height, width, length = struct.unpack_from(order + 'III', data, at)
+    encoding, at = _read_text(data, at + 12, length), at + 12 + length
+    is_bigendian = data[at]
+    step, length = struct.unpack_from(order + 'II', data, at := at + 1 + -(at + 1) % 4)
+    return ImageView(header, height, width, encoding, is_bigendian, step, memoryview(b'')), at + 8, length
 
 
 _STAMP = struct.Struct('<iI')

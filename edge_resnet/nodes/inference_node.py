@@ -87,7 +87,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         if self._drift is not None:
             self._drift.reset()
         self._aside = Aside(self.guarded, 'results')
-        self._input = FrameInput(self, Image, 'image_preprocessed', self._on_image, asks=True, shares=True,
+        self._input = FrameInput(self, Image, 'image_preprocessed', self._on_image, asks=True, shares=True, copies=True,
                                  on_upcoming=self._on_upcoming)
         self._input.asking = self._enabled
         self._input.start_thread()

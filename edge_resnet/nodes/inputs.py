@@ -20,6 +20,7 @@ from edge_resnet.nodes.executor import EMPTY_TURNS, LeanExecutor, take_message
 from edge_resnet.nodes.frames import BEST_EFFORT_QOS, FRAME_QOS, Gate, local_topic, overridable, request_topic, shared_topic, upcoming_topic
 from edge_resnet.nodes.places import Places
 from edge_resnet.nodes.polled import SubscriptionEventCallbacks, numbers, with_info
+from edge_resnet.nodes.shared_images import InPlace
 from edge_resnet.pipeline.demand import FrameDemand
 from edge_resnet.pipeline.latency import LOST, SUPERSEDED
 
@@ -35,8 +36,9 @@ SMOOTHING, MAX_TRANSFER_S = 0.1, 0.02  # of the time that a frame takes from pub
 class FrameInput:
     """A frame topic seen by its consumer: the freshest message only, and what was missed counted by cause.
 
-    ``callback`` gets CDR bytes, or, from an output in the same process, the frame itself. ``shares``: images are copied from the
-    memory of their publisher, if it is on this host and tells where (``Places``). Missing sequence numbers are ``superseded`` when the message
+    ``callback`` gets CDR bytes, or, from an output in the same process, the frame itself. ``shares``: images come from the memory of
+    their publisher, if it is on this host and tells where (``Places``), copied if it ``copies``, else to be read there: what a callback made of
+    one counts only if it is ``intact`` after that. Missing sequence numbers are ``superseded`` when the message
     after the gap had arrived while the node was still busy with an earlier one or did not want any, otherwise ``lost`` on the way. A publisher
     that offers only best effort is met with best effort. Humble tells no sequence numbers: nothing is counted as missed.
 
@@ -50,7 +52,7 @@ class FrameInput:
 
     def __init__(self, node: ManagedNode, kind: type, topic: str, callback: Callable[[Any], None], *, asks: bool = False,
                  demand: FrameDemand | None = None, every: Callable[[], bool] = lambda: False, request_base: str = '',
-                 inline: bool = False, shares: bool = False, on_upcoming: Callable[[], None] | None = None) -> None:
+                 inline: bool = False, shares: bool = False, copies: bool = False, on_upcoming: Callable[[], None] | None = None) -> None:
         self._node, self._kind, self._topic, self._callback = node, kind, topic, callback
         self._demand, self._every, self.inline = demand, every, inline
         self.received = self.superseded = self.lost = self.refused = 0
@@ -65,6 +67,7 @@ class FrameInput:
         self._gate, self._wants, self._waits_s = Gate(), demand is None, REFRESH_S
         self._slot: tuple[Any, int | None, int, int] | None = None  # what was handed over, as _accept takes it
         self._held: tuple[Any, float] | None = None  # a message that may be used, and when it arrived
+        self._in_use: Any = None  # message
         self._source = 0  # whose numbers the latest one was
         self._slot_lock = threading.Lock()
         self._oversized = self._unsettled = self._closed = False
@@ -82,7 +85,7 @@ class FrameInput:
         self._on_upcoming = on_upcoming
         self._announcements = None if on_upcoming is None else node.create_subscription(
             Duration, upcoming_topic(base), self._on_announcement, BEST_EFFORT_QOS, raw=True)
-        self._places = Places(node, self._name, self._gate, self._accept, self._unsettle) if shares and kind is Image else None
+        self._places = Places(node, self._name, self._gate, self._accept, self._unsettle, copies) if shares and kind is Image else None
         self._thread: threading.Thread | None = None
         self._wake: GuardCondition
         self._refresh()
@@ -352,6 +355,15 @@ class FrameInput:
         if self._thread is not None:
             self._wake.trigger()  # it waits for the old ones
 
+    def intact(self) -> bool:
+        """Whether the message in use still is what it was. If not it is superseded, and from now on images are copied first: this node is slow."""
+        if not isinstance(self._in_use, InPlace) or self._in_use.intact():
+            return True
+        self.superseded += 1
+        if self._places is not None:
+            self._places.copies = True
+        return False
+
     def take(self) -> Any:
         """The frame that has come since the callback began, for a callback that goes straight on with it; None without one."""
         self._done_at_ns = time.time_ns()
@@ -394,12 +406,15 @@ class FrameInput:
         return missed
 
     def _use(self, message: Any) -> None:
+        self._in_use = message
         try:
-            self._callback(message)
+            self._callback(message.bytes if isinstance(message, InPlace) else message)
         except Exception as error:
-            self.refused += 1
-            self._refusal = told(error, '')[1]
-            self._node.fault(*told(error, self._topic))
+            if self.intact():
+                self.refused += 1
+                self._refusal = told(error, '')[1]
+                self._node.fault(*told(error, self._topic))
+        self._in_use = None
         self._done_at_ns, self._asked_s = time.time_ns(), max(self._asked_s, time.monotonic())
 
     def diagnose(self, health: Health) -> None:

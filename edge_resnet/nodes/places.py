@@ -25,20 +25,22 @@ OFFERS_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=MEMORIES, reliabi
 UNSERVED = 3  # places in a row from which there was no image to be had
 TRIES_S, TRIES_AGAIN_S = 2.0, 10.0  # how long the first is waited for, and how long not, after those or without it
 
-Taken = tuple[Any, int | None, int, int]  # an image's CDR bytes, its number, when it was received and when it was sent, ns
+Taken = tuple[Any, int | None, int, int]  # an image's CDR bytes or InPlace, its number, when it was received and when it was sent, ns
 
 
 class Places:
     """Where in memory the publishers of images on ``topic`` say that the next one is, as a consumer of the topic sees it.
 
     It is ``sharing`` from the first image that it got from there on, while all who publish on the topic say so and what they say is true; for the
-    rest of the time the consumer has to take what is published. ``settle`` decides that, on the executor's thread. ``callback`` gets what comes
+    rest of the time the consumer has to take what is published. Its images are ``InPlace``, or their bytes if it ``copies`` them. ``settle``
+    decides that, on the executor's thread. ``callback`` gets what comes
     through the executor, if ``gate`` is open, and ``unsettled`` is called, from any thread, when it is to decide anew.
     """
 
-    def __init__(self, node: ManagedNode, topic: str, gate: Gate, callback: Callable[..., None], unsettled: Callable[[], None]) -> None:
+    def __init__(self, node: ManagedNode, topic: str, gate: Gate, callback: Callable[..., None], unsettled: Callable[[], None],
+                 copies: bool) -> None:
         self._node, self._topic, self._told, self._gate = node, topic, shared_topic(topic), gate
-        self._callback, self._unsettled = callback, unsettled
+        self._callback, self._unsettled, self.copies = callback, unsettled, copies
         self._offers = Polled(node, UInt64MultiArray, memory_topic(topic), OFFERS_QOS, raw=True)
         self._memories: dict[int, MappedImages] = {}  # by identity
         self._last = (0, -1)  # identity of the memory and number of the latest image
@@ -91,12 +93,14 @@ class Places:
             self._callback(*taken)
 
     def _image(self, place: bytes, info: Any) -> Taken | None:
-        """A copy of the image at ``place``; None when it is not to be had, as when its memory is not mapped yet, or it has been overwritten."""
-        image = None
+        """The image at ``place``; None when it is not to be had, as when its memory is not mapped yet, or it has been overwritten."""
+        image: Any = None
         try:
             identity, number, at, length = read_numbers(place, 4)
             if (memory := self._memories.get(identity)) is not None and (identity != self._last[0] or number > self._last[1]):
                 image = memory.image(number, at, length)
+                octets = bytes(image.bytes) if self.copies else image
+                image = octets if image.intact() else None
         except EdgeResnetError as error:
             self._node.fault(*told(error, self._told))
         if image is None or self.subscription is None:

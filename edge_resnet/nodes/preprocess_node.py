@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import cv2
+import numpy as np
 from sensor_msgs.msg import Image
 
 from edge_resnet.conversions import view_of
@@ -59,7 +60,9 @@ class PreprocessNode(ManagedNode[PreprocessParameters]):
         started_ns, started_s = self.now_ns(), time.perf_counter()
         image, order = decode()
         small = resize(image, self._spec)
-        small = cv2.cvtColor(small, cv2.COLOR_BGR2RGB) if order == 'bgr' else small
+        small = cv2.cvtColor(small, cv2.COLOR_BGR2RGB) if order == 'bgr' else small.copy() if np.may_share_memory(small, image) else small
+        if self._input is not None and not self._input.intact():
+            return
         ready_ns = self.now_ns()
         self._output.publish(view_of(header, small, 'rgb8'))
         self._takes_s += SMOOTHING * (time.perf_counter() - started_s - self._takes_s)

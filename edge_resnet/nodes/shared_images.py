@@ -143,13 +143,23 @@ class MappedImages:
         if len(self._bytes) < _PAGE or self._latest[0] != identity:
             raise ImageError(f'{path} is the memory of somebody else')
 
-    def image(self, number: int, at: int, length: int) -> bytes | None:
-        """A copy of image ``number``, which was written there; None when it may have been overwritten by then. ImageError for another place."""
+    def image(self, number: int, at: int, length: int) -> InPlace:
+        """Image ``number``, which was written there. ImageError for a place outside."""
         if not _PAGE <= at <= at + length <= len(self._bytes):
             raise ImageError(f'image of {length} bytes at {at}, expected within {_PAGE} to {len(self._bytes)}')
-        image = bytes(self._bytes[at:at + length]) if self._has(number) else None
-        return image if self._has(number) else None
+        return InPlace(self, number, self._bytes[at:at + length])
 
-    def _has(self, number: int) -> bool:
+    def has(self, number: int) -> bool:
         """One place less than there are, so that it does not matter in which order a processor sees what another has stored in the last few ns."""
         return 0 <= self._latest[1] - number < SLOTS - 1
+
+
+class InPlace(NamedTuple):
+    """An image's CDR bytes where their publisher has them, and may write others: what was made of them counts only if they are ``intact`` then."""
+
+    memory: MappedImages
+    number: int
+    bytes: memoryview
+
+    def intact(self) -> bool:
+        return self.memory.has(self.number)
