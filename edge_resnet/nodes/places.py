@@ -33,8 +33,8 @@ class Places:
 
     It is ``sharing`` from the first image that it got from there on, while all who publish on the topic say so and what they say is true; for the
     rest of the time the consumer has to take what is published. Its images are ``InPlace``, or their bytes if it ``copies`` them. ``settle``
-    decides that, on the executor's thread. ``callback`` gets what comes
-    through the executor, if ``gate`` is open, and ``unsettled`` is called, from any thread, when it is to decide anew.
+    decides that, on the executor's thread. ``callback`` gets what comes through the executor, if ``gate`` is open, and ``unsettled`` is called, from
+    any thread, when it is to decide anew.
     """
 
     def __init__(self, node: ManagedNode, topic: str, gate: Gate, callback: Callable[..., None], unsettled: Callable[[], None],
@@ -45,6 +45,7 @@ class Places:
         self._memories: dict[int, MappedImages] = {}  # by identity
         self._last = (0, -1)  # identity of the memory and number of the latest image
         self._tries_until_s = self._again_s = 0.0
+        self._telling = 0  # publishers that tell places
         self._received = 0  # images, when it last tried
         self.unserved = 0  # places in a row
         self.subscription: Any = None
@@ -64,8 +65,9 @@ class Places:
         while len(self._memories) > MEMORIES:
             del self._memories[next(iter(self._memories))]
         now, telling = time.monotonic(), self._node.count_publishers(self._told)
-        if not telling:
+        if self._telling and not telling:  # not before they were known: an offer may come first, and only once
             self._memories.clear()
+        self._telling = telling
         if self.unserved >= UNSERVED or (self.subscription is not None and not self.sharing and now > self._tries_until_s):
             self._again_s, self.unserved = now + TRIES_AGAIN_S, 0
         shares = (allowed and bool(self._memories) and now >= self._again_s and self._node.count_publishers(self._topic) <= telling
