@@ -61,8 +61,10 @@ class Places:
         for data, _ in islice(self._offers.take(), MEMORIES):
             with contextlib.suppress(EdgeResnetError):  # of another host or another user, whose images are taken as they are published
                 pid, file, identity = read_numbers(data, 3)
-                self._memories[identity] = MappedImages(pid, file, identity)
-        while len(self._memories) > MEMORIES:
+                if identity not in self._memories:  # nobody replaces another's
+                    self._memories[identity] = MappedImages(pid, file, identity)
+        alone = self._telling == 1 and self._last[0] in self._memories  # whose memories from before the one in use are a dead publisher's
+        while len(self._memories) > MEMORIES or (alone and next(iter(self._memories)) != self._last[0]):
             del self._memories[next(iter(self._memories))]
         now, telling = time.monotonic(), self._node.count_publishers(self._told)
         if self._telling and not telling:  # not before they were known: an offer may come first, and only once
