@@ -395,7 +395,7 @@ class FrameInput:
         if self._heard_s < self._mixed_until_s:
             missed = 0
         was_idle = received_ns >= self._done_at_ns
-        if was_idle and not self._local and not self._left_unread:  # inside a process nothing is lost on the way
+        if was_idle and not (self._local or self._source or self._left_unread):  # inside a process or a host nothing is lost on the way
             self.lost += missed
         else:
             self.superseded += missed

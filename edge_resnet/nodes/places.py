@@ -8,20 +8,17 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import UInt64MultiArray
 
 from edge_resnet.conversions import read_numbers
 from edge_resnet.exceptions import EdgeResnetError
-from edge_resnet.nodes.base import ManagedNode, told
+from edge_resnet.nodes.base import LATCHED_QOS, ManagedNode, told
 from edge_resnet.nodes.executor import take_message
 from edge_resnet.nodes.frames import FRAME_QOS, Gate, memory_topic, shared_topic
 from edge_resnet.nodes.polled import Polled, SubscriptionEventCallbacks, numbers, with_info
 from edge_resnet.nodes.shared_images import MappedImages
 
 MEMORIES = 4  # that are kept mapped, and offers that are heard at a time
-OFFERS_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=MEMORIES, reliability=ReliabilityPolicy.RELIABLE,
-                        durability=DurabilityPolicy.TRANSIENT_LOCAL)
 UNSERVED = 3  # places in a row from which there was no image to be had
 TRIES_S, TRIES_AGAIN_S = 2.0, 10.0  # how long the first is waited for, and how long not, after those or without it
 
@@ -41,7 +38,7 @@ class Places:
                  copies: bool) -> None:
         self._node, self._topic, self._told, self._gate = node, topic, shared_topic(topic), gate
         self._callback, self._unsettled, self.copies = callback, unsettled, copies
-        self._offers = Polled(node, UInt64MultiArray, memory_topic(topic), OFFERS_QOS, raw=True)
+        self._offers = Polled(node, UInt64MultiArray, memory_topic(topic), LATCHED_QOS, raw=True)
         self._memories: dict[int, MappedImages] = {}  # by identity
         self._last = (0, -1)  # identity of the memory and number of the latest image
         self._tries_until_s = self._again_s = 0.0
@@ -63,9 +60,12 @@ class Places:
                 pid, file, identity = read_numbers(data, 3)
                 if identity not in self._memories:  # nobody replaces another's
                     self._memories[identity] = MappedImages(pid, file, identity)
-        alone = self._telling == 1 and self._last[0] in self._memories  # whose memories from before the one in use are a dead publisher's
-        while len(self._memories) > MEMORIES or (alone and next(iter(self._memories)) != self._last[0]):
-            del self._memories[next(iter(self._memories))]
+        old = self._telling == 1 and self._last[0] in self._memories  # those from before the one in use are a dead publisher's
+        for identity in tuple(self._memories):
+            if identity == self._last[0]:
+                old = False
+            elif old or len(self._memories) > MEMORIES:
+                del self._memories[identity]
         now, telling = time.monotonic(), self._node.count_publishers(self._told)
         if self._telling and not telling:  # not before they were known: an offer may come first, and only once
             self._memories.clear()
@@ -103,8 +103,8 @@ class Places:
             identity, number, at, length = read_numbers(place, 4)
             if (memory := self._memories.get(identity)) is not None and (identity != self._last[0] or number > self._last[1]):
                 image = memory.image(number, at, length)
-                octets = bytes(image.bytes) if self.copies else image
-                image = octets if image.intact() else None
+                taken = bytes(image.bytes) if self.copies else image
+                image = taken if image.intact() else None
         except EdgeResnetError as error:
             self._node.fault(*told(error, self._told))
         if image is None or self.subscription is None:

@@ -60,7 +60,10 @@ class PreprocessNode(ManagedNode[PreprocessParameters]):
         started_ns, started_s = self.now_ns(), time.perf_counter()
         image, order = decode()
         small = resize(image, self._spec)
-        small = cv2.cvtColor(small, cv2.COLOR_BGR2RGB) if order == 'bgr' else small.copy() if np.may_share_memory(small, image) else small
+        if order == 'bgr':
+            small = cv2.cvtColor(small, cv2.COLOR_BGR2RGB)
+        elif np.may_share_memory(small, image):  # there was nothing to resize, and the image may be where its publisher writes the next
+            small = small.copy()
         if self._input is not None and not self._input.intact():
             return
         ready_ns = self.now_ns()
