@@ -42,7 +42,9 @@ class FrameDemand:
         self.period_s = 0.0  # of the camera; 0 while it is unknown
 
     def ask(self, in_s: float) -> None:
-        """A frame is wanted in ``in_s``; below 0 the demand comes too late to be met, and all frames are used for a while."""
+        """A frame is wanted in ``in_s``; below 0 the demand comes too late to be met, and all frames are used for a while.
+
+        Of several who ask, the frame for the one who wants it first is everybody's."""
         now, period = self._clock(), self.period_s
         due = now + max(0.0, in_s)
         if period and math.isfinite(self._used):
@@ -52,7 +54,8 @@ class FrameDemand:
             self._passes_over_s = max(period * LOCKED, math.sqrt(drift * period))
         self._used = math.nan
         self._streams_until = now + STREAM_S if in_s < 0 else -math.inf
-        self._due = due  # last: from here on another thread may use a frame
+        pending = self._due
+        self._due = due if pending is None else min(pending, due)  # last: from here on another thread may use a frame
 
     def seen(self, arrived: float, frames: int = 1) -> None:
         """A frame arrived, the ``frames``-th since the last one that is told here."""

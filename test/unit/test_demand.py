@@ -57,6 +57,21 @@ def simulate(service, period=T, frames=20_000, policy=None, jitter=0.0, seed=1):
     return area / (last[0] - first), ages
 
 
+def test_of_two_who_ask_the_first_to_want_a_frame_gets_it_in_time():
+    """A fast and a slow model on one camera, whichever asks last."""
+    for fast, slow in ((0.01, 0.19), (0.19, 0.01)):
+        clock, demand = fed()
+        demand.ask(fast)
+        demand.ask(slow)
+        clock.now_s = T
+        demand.seen(clock.now_s)
+        assert demand.wait_s(clock.now_s) == 0.0
+        demand.used()
+        assert demand.wait_s() == math.inf
+        demand.ask(0.19)
+        assert demand.wait_s() > 0.1, 'a demand that was met is forgotten'
+
+
 def test_nobody_asks_nothing_is_used():
     clock, demand = fed()
     assert demand.wait_s(0.0) == math.inf
@@ -206,6 +221,8 @@ def test_when_the_frame_is_expected_that_will_be_used():
     clock.now_s = T / 4
     demand.ask(0.0)
     assert demand.expected_s() == pytest.approx(3 / 4 * T), 'the next one'
+    clock, demand = fed()
+    clock.now_s = T / 4
     demand.ask(4 * T)
     clock.now_s = T / 2
     assert demand.expected_s() == pytest.approx(3.5 * T), 'the last one in time, at 4 T'
