@@ -219,12 +219,11 @@ class RespawnLimit:
 
 
 def transport_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that give Fast DDS a shared-memory segment large enough for images, unless the user has a profile."""
-    names = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')  # the second is Humble's
-    if any(environment.get(name) for name in names):
-        return {}
-    profile = str(find_shared('config', 'fastdds.xml'))
-    return dict.fromkeys(names, profile)
+    """The variables that give Fast DDS a shared-memory segment large enough for images, or the profile that the user has under one of the names."""
+    names = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')  # Fast DDS 2, with Humble and Jazzy, reads only the second
+    given = [environment[name] for name in names if environment.get(name)]
+    profile = given[0] if given else str(find_shared('config', 'fastdds.xml'))
+    return {name: profile for name in names if not environment.get(name)}
 
 
 def use_transport_profile() -> None:

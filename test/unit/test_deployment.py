@@ -252,5 +252,8 @@ def test_fast_dds_gets_a_profile_that_images_fit_through():
 
 
 @pytest.mark.parametrize('name', ['FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'])
-def test_a_users_own_profile_is_left_alone(name):
-    assert transport_environment({name: '/etc/mine.xml'}) == {}
+def test_a_users_own_profile_is_left_alone_and_read_by_every_fast_dds(name):
+    environment = {name: '/etc/mine.xml'}
+    environment.update(transport_environment(environment))
+    assert environment == dict.fromkeys(('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'), '/etc/mine.xml')
+    assert transport_environment(environment) == {}

@@ -117,6 +117,8 @@ def test_the_unit_says_what_safety_needs(root):
     assert settings['IPAddressDeny'] == 'any'
     assert settings['WorkingDirectory'] == f'/run/{settings["RuntimeDirectory"]}', 'lgpio makes its files there'
     assert f'TMPDIR=/var/lib/{settings["StateDirectory"]}' in text, 'an emergency stop is remembered there, whatever ends the service'
+    profiles = re.findall(r'^  export (FAST\w+_DEFAULT_PROFILES_FILE)=', text, re.M)
+    assert profiles == ['FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'], 'Jazzy reads the first, whoever comes after it the second'
     users = (root / 'config' / 'systemd' / 'edge-resnet.sysusers.conf').read_text()
     assert re.search(r'^u edge-resnet ', users, re.M)
     rules = (root / 'config' / 'udev' / '60-edge-resnet.rules').read_text()
