@@ -27,6 +27,7 @@ from edge_resnet.pipeline.latency import LOST, SUPERSEDED
 SILENCE_S = 3.0  # of an input, after which the diagnostics tell
 REFRESH_S, REFRESH_IDLE_S = 0.5, 1.0  # how often an input that asks looks who else is there; one that never asks
 ASKS_AGAIN_S = 0.2  # for a frame that does not come
+GIVES_BACK_S = 0.5  # after a message that was too large: what is sent again of it would make the next reader keep as much
 ENDS_S = 0.1  # for a thread that is not in its callback
 FAILED_S, RENEWAL_S = 0.1, 0.001  # after what rcl refused; while a subscription is made anew
 MIXED_S = 2.0  # after a number that went back
@@ -70,7 +71,8 @@ class FrameInput:
         self._in_use: Any = None  # message
         self._source = 0  # whose numbers the latest one was
         self._slot_lock = threading.Lock()
-        self._oversized = self._unsettled = self._closed = False
+        self._unsettled = self._closed = False
+        self._renews_s = math.inf  # when the subscription is to be made anew
         self._slot_filled = node.create_guard_condition(self._on_slot)
         self._timer = node.create_timer(REFRESH_S if asks or demand is not None else REFRESH_IDLE_S, self._on_timer, clock=node._steady)
         self._subscription: Any = self._subscribe(FRAME_QOS)  # None while images are taken from their publisher's memory
@@ -158,6 +160,10 @@ class FrameInput:
         """Look who else is there. A consumer that asks for no frames gets all of them, so one that wants all stops asking."""
         if self._demand is not None:
             self._demand.every = self._every()
+        if time.monotonic() >= self._renews_s:
+            self._renews_s = math.inf
+            if self._subscription is not None:
+                self._renew(self.qos)
         outputs = len(self._local_topic.outputs)
         local = outputs > 0 and self._node.count_publishers(self._name) <= outputs
         if local is not self._local:
@@ -305,9 +311,6 @@ class FrameInput:
         return (taken[0], *numbers(taken[1])) if taken is not None else None
 
     def _on_slot(self) -> None:
-        if self._oversized:
-            self._oversized = False
-            self._renew(self.qos)
         if self._unsettled:
             self._unsettled = False
             self._settle()
@@ -332,8 +335,7 @@ class FrameInput:
     def _release(self, message: Any) -> None:
         if not self._local and self._subscription is not None and len(message) > MAX_IMAGE_BYTES:
             # A reader keeps a buffer of the largest message that it ever got.
-            self._oversized = True
-            self._slot_filled.trigger()  # not here: the executor holds the reader
+            self._renews_s = min(self._renews_s, time.monotonic() + GIVES_BACK_S)
 
     def _unsettle(self) -> None:
         self._unsettled = True
@@ -356,12 +358,16 @@ class FrameInput:
             self._wake.trigger()  # it waits for the old ones
 
     def intact(self) -> bool:
-        """Whether the message in use still is what it was. If not it is superseded, and from now on images are copied first: this node is slow."""
+        """Whether the message in use still is what it was. If not it is superseded, another is asked for, and from now on images are copied first:
+        this node is slow."""
         if not isinstance(self._in_use, InPlace) or self._in_use.intact():
             return True
         self.superseded += 1
         if self._places is not None:
             self._places.copies = True
+        if self._demand is not None:
+            self._demand.ask(0.0)
+            self.ask(0.0)
         return False
 
     def take(self) -> Any:
@@ -441,7 +447,7 @@ class FrameInput:
             self._wake.trigger()
             self._thread.join(ENDS_S)
         with self._slot_lock:
-            self._local = self._oversized = self._unsettled = False
+            self._local = self._unsettled = False
             self._slot = None  # not even for a sender that is just about to hand it over
         if self._thread is not None:
             self._wake.destroy()

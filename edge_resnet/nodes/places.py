@@ -41,12 +41,17 @@ class Places:
         self._offers = Polled(node, UInt64MultiArray, memory_topic(topic), LATCHED_QOS, raw=True)
         self._memories: dict[int, MappedImages] = {}  # by identity
         self._last = (0, -1)  # identity of the memory and number of the latest image
+        self._unknown = 0  # identity of the memory that the latest place is in, if it is not mapped
         self._tries_until_s = self._again_s = 0.0
         self._telling = 0  # publishers that tell places
         self._received = 0  # images, when it last tried
         self.unserved = 0  # places in a row
         self.subscription: Any = None
-        self.sharing = False
+        self._served: Any = None  # the subscription that an image came of
+
+    @property
+    def sharing(self) -> bool:
+        return (subscription := self.subscription) is not None and subscription is self._served
 
     @property
     def source(self) -> int:
@@ -70,6 +75,8 @@ class Places:
         if self._telling and not telling:  # not before they were known: an offer may come first, and only once
             self._memories.clear()
         self._telling = telling
+        if self.unserved >= UNSERVED and telling == 1 and (unknown := self._unknown) and unknown not in self._memories:
+            self._memories.clear()  # they are a dead publisher's, and who tells now has other ones
         if self.unserved >= UNSERVED or (self.subscription is not None and not self.sharing and now > self._tries_until_s):
             self._again_s, self.unserved = now + TRIES_AGAIN_S, 0
         shares = (allowed and bool(self._memories) and now >= self._again_s and self._node.count_publishers(self._topic) <= telling
@@ -77,12 +84,12 @@ class Places:
         if shares is (self.subscription is not None):
             return False
         if shares:
-            self._received, self._tries_until_s, self.sharing = received, now + TRIES_S, False
+            self._received, self._tries_until_s = received, now + TRIES_S
             self.subscription = self._node.create_subscription(
                 UInt64MultiArray, self._told, with_info(self._on_place), FRAME_QOS, raw=True, callback_group=self._gate,
                 event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
         else:
-            subscription, self.subscription, self.sharing = self.subscription, None, False
+            subscription, self.subscription = self.subscription, None
             self._node.destroy_subscription(subscription)
         return True
 
@@ -101,25 +108,27 @@ class Places:
         image: Any = None
         try:
             identity, number, at, length = read_numbers(place, 4)
-            if (memory := self._memories.get(identity)) is not None and (identity != self._last[0] or number > self._last[1]):
+            memory = self._memories.get(identity)
+            self._unknown = identity if memory is None else 0
+            if memory is not None and (identity != self._last[0] or number > self._last[1]):
                 image = memory.image(number, at, length)
                 taken = bytes(image.bytes) if self.copies else image
                 image = taken if image.intact() else None
         except EdgeResnetError as error:
             self._node.fault(*told(error, self._told))
-        if image is None or self.subscription is None:
+        if image is None or (subscription := self.subscription) is None:
             self.unserved += 1
             self._unsettled()
             return None
         self._last, self.unserved = (identity, number), 0
-        if not self.sharing:
-            self.sharing = True
+        if subscription is not self._served:
+            self._served = subscription
             self._unsettled()
         known, received_ns, sent_ns = numbers(info)
         return image, number if known else None, received_ns, sent_ns
 
     def close(self) -> None:
-        subscription, self.subscription, self.sharing = self.subscription, None, False
+        subscription, self.subscription = self.subscription, None
         if subscription is not None:
             self._node.destroy_subscription(subscription)
         self._offers.close()

@@ -61,9 +61,9 @@ class SharedImages:
         """Copy ``image`` to the place of ``number``."""
         header, data = image.header, image.data
         slot, layout = self._slots[number % SLOTS], (header.frame_id, len(data), *image[1:-1])
-        if slot is None or slot.layout != layout:
-            slot = self._lay_out(image, number % SLOTS, layout)
         self._latest[1] = number  # one store of eight bytes, before the image's
+        if slot is None or slot.layout != layout:
+            slot = self._lay_out(image, number, layout)
         struct.pack_into('<iI', slot.bytes, 4, header.stamp.sec, header.stamp.nanosec)
         slot.data[:] = data
         self._number, self._slot = number, slot
@@ -87,11 +87,12 @@ class SharedImages:
             os.close(self._file)
             self._file = -1
 
-    def _lay_out(self, image: ImageView, index: int, layout: tuple[Any, ...]) -> _Slot:
-        head = write_head(image)
+    def _lay_out(self, image: ImageView, number: int, layout: tuple[Any, ...]) -> _Slot:
+        head, index = write_head(image), number % SLOTS
         length = len(head) + len(image.data)
         if length > self._room:
             self._make_room(length)
+            self._latest[1] = number
         at = _PAGE + index * self._room
         octets = memoryview(self._memory)[at:at + length]
         octets[:len(head)] = head
@@ -101,8 +102,8 @@ class SharedImages:
 
     def _make_room(self, length: int) -> None:
         self.close()
-        self._room, self._slots = length + -length % _PAGE, [None] * SLOTS
-        size = _PAGE + SLOTS * self._room
+        room = length + -length % _PAGE
+        size = _PAGE + SLOTS * room
         try:
             self._file = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(self._file, size)
@@ -111,6 +112,7 @@ class SharedImages:
         except OSError:  # where there is none to share
             self.close()
             self._memory = mmap.mmap(-1, size)
+        self._room, self._slots = room, [None] * SLOTS
         self._latest = memoryview(self._memory)[:16].cast('Q')  # whose memory it is, and the number of the latest image that was begun
         self._latest[0] = self._identity = int.from_bytes(os.urandom(8), 'little')
         if self._file >= 0:
@@ -133,7 +135,7 @@ class MappedImages:
                 raise ImageError(f'{path} may shrink')
             if (size := os.fstat(own[1]).st_size) > MAX_BYTES:
                 raise ImageError(f'{path} has {size} bytes, expected at most {MAX_BYTES}')
-            self._bytes = memoryview(mmap.mmap(own[1], 0, mmap.MAP_SHARED | getattr(mmap, 'MAP_POPULATE', 0), mmap.PROT_READ))
+            self._bytes = memoryview(mmap.mmap(own[1], 0, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ))
         except (OSError, ValueError, OverflowError) as error:
             raise ImageError(f"{path} can't be mapped: {error}") from error
         finally:

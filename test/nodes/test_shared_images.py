@@ -101,6 +101,35 @@ def test_memory_of_a_larger_image_leaves_readers_what_they_had():
         MappedImages(*offers[1])
 
 
+def test_memory_that_is_not_to_be_had_for_once_is_made_with_the_next_image(monkeypatch):
+    offers: list[tuple[int, int, int]] = []
+    images = SharedImages(None, lambda *offer: offers.append(offer))
+    images.write(view(5), 0)
+
+    def refuse(*_):
+        raise OSError('no memory')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mmap, 'mmap', refuse)
+        for number in (1, 2):
+            with pytest.raises(OSError, match='no memory'):
+                images.write(view(6, (400, 600, 3)), number)
+    images.write(view(7, (400, 600, 3)), 3)
+    assert set(read_image(MappedImages(*offers[-1]).image(*images.place[1:]).bytes).data) == {7}
+
+
+def test_an_image_is_not_intact_once_anything_in_its_place_is_another(monkeypatch):
+    """Not even when those between were not written, since nobody wanted them, and the next is laid out in another way."""
+    offers: list[tuple[int, int, int]] = []
+    images = SharedImages(None, lambda *offer: offers.append(offer))
+    images.write(view(5), 1)
+    image, intact = MappedImages(*offers[0]).image(*images.place[1:]), []
+    write_head = shared_images.write_head
+    monkeypatch.setattr(shared_images, 'write_head', lambda *given: intact.append(image.intact()) or write_head(*given))
+    images.write(view(6, (6, 4, 3)), 1 + SLOTS)
+    assert intact == [False]
+
+
 def test_only_memory_of_images_is_mapped(tmp_path, monkeypatch):
     offers: list[tuple[int, int, int]] = []
     images = SharedImages(None, lambda *offer: offers.append(offer))
@@ -251,6 +280,53 @@ def test_places_in_unknown_memory_are_left_for_what_is_published_and_tried_again
     wait_for(lambda: shared(chain), 'images that are shared', 30.0)
     chain.during(3)
     assert chain.preprocess.counts['errors'] == 0
+
+
+def test_another_publisher_whose_memory_is_not_to_be_had_is_not_tried_again_and_again(chain, monkeypatch):
+    """As when a camera on another host takes over before this one's is known to be gone."""
+    monkeypatch.setattr(places_module, 'TRIES_AGAIN_S', 0.1)
+    places = chain.preprocess._input._places
+    with monkeypatch.context() as patch:
+        patch.setattr(places_module, 'MappedImages', unmappable)
+        chain.camera._image._images._room = 0  # whose next memory is another's
+        chain.camera._image._images._slots = [None] * SLOTS
+        wait_for(lambda: not places._memories, 'the memory of before given back')
+        chain.during(3)
+        assert chain.preprocess._input._subscription is not None
+        assert (places.subscription, places.sharing) == (None, False)
+
+
+def unmappable(*_):
+    raise ImageError('on another host')
+
+
+def test_an_input_that_ends_sharing_while_its_thread_reads_a_place_shares_no_more(chain):
+    places = chain.inference._input._places
+    values, states = {'_last': places._last}, []
+
+    class Ended(type(places)):
+        @property
+        def _last(self):
+            return values['_last']
+
+        @_last.setter
+        def _last(self, value):  # as from the executor's thread, between two lines of the other one
+            values['_last'] = value
+            if self.subscription is not None and self._allowed:
+                self._allowed = False
+                self.settle(False, 0)
+
+        def _image(self, *given):
+            image = super()._image(*given)
+            states.append((self.sharing, self.subscription is not None))
+            return image
+
+    places._allowed = True
+    places.__class__ = Ended
+    wait_for(lambda: not places._allowed, 'the end of sharing')
+    wait_for(lambda: states, 'an image')
+    assert (True, False) not in states
+    chain.during(3)
 
 
 def test_when_nobody_shares_any_more_the_memory_is_given_back(chain):
