@@ -101,7 +101,8 @@ def test_killed_under_a_launcher(row, processes, bench, tiny, tmp_path):
             start = time.monotonic()
             wait_until(lambda before=before, name=name: set(running(f'nodes.{name}', tmp_path)) - set(before), f'{name} again')
             results.clear()
-            wait_until(lambda: results and tiny.on, f'results and the brake after kill -9 of {name}')
+            wait_until(lambda: results, f'results after kill -9 of {name}')
+            wait_until(lambda: tiny.on, f'the brake after kill -9 of {name}')
             row.trial(seconds=time.monotonic() - start)
     assert 'ended with exit code -9: started again in' in processes.output('launcher')
     assert processes.end('launcher') == 0
