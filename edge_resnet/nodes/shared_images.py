@@ -92,7 +92,7 @@ class SharedImages:
         length = len(head) + len(image.data)
         if length > self._room:
             self._make_room(length)
-            self._latest[1] = number
+            self._latest[1] = number  # of the new memory
         at = _PAGE + index * self._room
         octets = memoryview(self._memory)[at:at + length]
         octets[:len(head)] = head
