@@ -20,7 +20,8 @@ from pathlib import Path
 
 from footprint import cpu_s, pss_mb
 
-from edge_resnet.deployment import plan, transport_environment
+from edge_resnet.deployment import plan
+from edge_resnet.transport import transport_environment
 
 
 class Viewer(threading.Thread):
