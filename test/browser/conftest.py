@@ -87,9 +87,8 @@ def browser(tmp_path_factory):
 def robot(tmp_path_factory):
     pytest.importorskip('rclpy')
     pytest.importorskip('aiohttp')
+    from fake_board import FakeBoard
     from processes import Processes
-
-    from edge_resnet.hardware.thermal import FakeBoard
 
     processes = Processes()
     processes.state_file, processes.board = tmp_path_factory.mktemp('actuator') / 'state', FakeBoard(tmp_path_factory.mktemp('board'), 61.5)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from bench import image_bytes, wait_for
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from fake_board import FakeBoard
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, Temperature, TimeReference
 from std_msgs.msg import Float64, String
 
 from edge_resnet.conversions import Header, Stamp, write_stage
 from edge_resnet.hardware.cameras import Frame
-from edge_resnet.hardware.thermal import FakeBoard
 from edge_resnet.nodes import actuator_node, camera_node, preprocess_node
 from edge_resnet.nodes.actuator_node import ActuatorNode
 from edge_resnet.nodes.base import LATCHED_QOS, RECORD_QOS

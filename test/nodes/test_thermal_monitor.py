@@ -2,9 +2,10 @@
 
 from bench import wait_for
 from diagnostic_msgs.msg import DiagnosticArray
+from fake_board import FakeBoard
 from sensor_msgs.msg import Temperature
 
-from edge_resnet.hardware.thermal import FakeBoard, ThermalReading
+from edge_resnet.hardware.thermal import ThermalReading
 from edge_resnet.nodes.thermal_monitor_node import ThermalMonitorNode, reading_of
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from fake_board import FakeBoard
 from tiny_model import patch, write_bundle
 
 from edge_resnet.hardware.power import PowerSensor
-from edge_resnet.hardware.thermal import FakeBoard
 from edge_resnet.tools import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from clock import Clock
+from fake_board import FakeBoard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_resnet.hardware import thermal
-from edge_resnet.hardware.thermal import THROTTLE_BITS, FakeBoard, HostLoad, SimulatedPi4, ThermalReader, ThermalReading, TransitionLog
+from edge_resnet.hardware.thermal import THROTTLE_BITS, HostLoad, SimulatedPi4, ThermalReader, ThermalReading, TransitionLog
 
 TEMP = 'sys/class/thermal/thermal_zone0/temp'
 CLOCK = 'sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq'
