@@ -61,7 +61,6 @@ class ConsoleNode(ManagedNode[ConsoleParameters]):
         self._actuator_on, self._commanded_s = False, -math.inf
         self._temperature = 'temperature unknown'
         self._dropped: dict[str, int] = {}
-        self._line_at = time.monotonic()
         self.run = Run()
         self.create_subscription(Classification, 'classification', self._on_classification, FRAME_QOS, raw=True)
         self.create_subscription(Classification, 'ground_truth', self._on_truth, RECORD_QOS, raw=True)
