@@ -13,8 +13,8 @@ import fcntl
 import os
 import random
 import re
-import time
-from collections.abc import Callable, Container, Mapping, Sequence
+import threading
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from edge_resnet.pipeline.bundle import find_shared
@@ -55,36 +55,55 @@ def _ports_there_are(folder: Path = SHARED_MEMORY) -> set[int]:
 
 def own_ports(domain: int, taken: Container[int] = (), choose: Callable[[Sequence[int]], int] = random.choice) -> dict[str, str]:
     """The variables of config/fastdds_node.xml. The base, below which the graph's ports are, moves down by as much as the offsets of all others
-    move up; that of topics moves on within the 250 of its ``domain``."""
-    down = choose([down for down in range(GRAPH_PORTS) if PORT_BASE - 400 - down not in taken] or [0])
-    on = choose([on for on in range(0, 2 * TOPIC_PORTS, 2) if PORT_BASE + 250 * domain + OFFSETS[3] + on not in taken] or [0])
+    move up; that of topics moves on within the 250 of its ``domain``. Numbers that are ``taken`` only when there is no other."""
+    downs, ons = range(GRAPH_PORTS), range(0, 2 * TOPIC_PORTS, 2)
+    down = choose([down for down in downs if PORT_BASE - 400 - down not in taken] or downs)
+    on = choose([on for on in ons if PORT_BASE + 250 * domain + OFFSETS[3] + on not in taken] or ons)
     offsets = (OFFSETS[0] + down, OFFSETS[1] + down, OFFSETS[2] + down, OFFSETS[3] + down + on)
     return {'EDGE_RESNET_PORT_BASE': str(PORT_BASE - down),
             **{f'EDGE_RESNET_PORT_OFFSET{index}': str(offset) for index, offset in enumerate(offsets)}}
 
 
 class DeadPorts:
-    """Holds the locks of ports whose process was killed, so that no process counts them as abandoned, until all have forgotten it."""
+    """Holds the locks of ports whose process was killed, so that no process counts them as abandoned, and removes them once all have forgotten it.
 
-    def __init__(self, folder: Path = SHARED_MEMORY, clock: Callable[[], float] = time.monotonic) -> None:
-        self._folder, self._clock = folder, clock
-        self._held: dict[str, tuple[int, float]] = {}
+    What was abandoned before is left alone.
+    """
 
-    def hold(self) -> None:
-        """Call this as soon as a process was killed: within a second its port counts as abandoned."""
-        now = self._clock()
-        for name, (descriptor, since) in list(self._held.items()):
-            if now - since > HOLD_S:
-                del self._held[name]
-                os.close(descriptor)
+    def __init__(self, folder: Path = SHARED_MEMORY) -> None:
+        self._folder = folder
+        self._known = {os.fstat(lock).st_ino for lock in self._locks()}  # closed again at once
+
+    def hold(self, seconds: float = HOLD_S) -> None:
+        """Call this as soon as a process was killed: within a second or two its port counts as abandoned."""
+        locks = {}
+        for lock in self._locks():
+            if os.fstat(lock).st_ino not in self._known:
+                locks[os.dup(lock)] = Path(os.readlink(f'/proc/self/fd/{lock}'))
+                self._known.add(os.fstat(lock).st_ino)
+        timer = threading.Timer(seconds, _remove, [locks])
+        timer.daemon = True
+        timer.start()
+
+    def _locks(self) -> Iterator[int]:
+        """Descriptors of the locks that no living process has, with which they are shared while they are open."""
         for path in self._folder.glob('fast*_port*_el'):
-            if path.name not in self._held:
-                try:
-                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                except OSError:  # gone, or another user's
-                    continue
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                    self._held[path.name] = descriptor, now
-                except OSError:  # its process lives
-                    os.close(descriptor)
+            try:
+                with path.open('rb') as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    yield file.fileno()
+            except OSError:  # its process lives, or it is gone, or another user's
+                continue
+
+
+def _remove(locks: Mapping[int, Path]) -> None:
+    for lock, path in locks.items():
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not when another launcher holds it, too
+            if path.stat().st_ino == os.fstat(lock).st_ino:
+                path.with_name(path.name.removesuffix('_el')).unlink(missing_ok=True)
+                path.unlink()
+        except OSError:
+            pass
+        finally:
+            os.close(lock)

@@ -5,12 +5,13 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from edge_resnet.pipeline.bundle import find_shared
-from edge_resnet.transport import GRAPH_PORTS, HOLD_S, PROFILE_NAMES, TOPIC_PORTS, DeadPorts, _ports_there_are, own_ports, transport_environment
+from edge_resnet.transport import GRAPH_PORTS, PROFILE_NAMES, TOPIC_PORTS, DeadPorts, _ports_there_are, own_ports, transport_environment
 
 OURS = str(find_shared('config', 'fastdds.xml'))
 
@@ -56,7 +57,7 @@ def test_a_number_that_anyone_has_or_had_is_not_chosen(tmp_path):
     own_ports(0, taken, lambda numbers: offered.append(list(numbers)) or numbers[0])
     assert offered[0] == list(range(2, GRAPH_PORTS))
     assert offered[1] == list(range(6, 2 * TOPIC_PORTS, 2))
-    assert own_ports(0, range(65536)) == own_ports(0, choose=lambda numbers: numbers[0]), 'with none left, where Fast DDS begins to look'
+    assert own_ports(0, range(65536), max) == own_ports(0, choose=max), 'with none left, any'
 
 
 def test_the_profile_of_a_node_is_that_of_all_but_for_its_ports():
@@ -75,31 +76,29 @@ from edge_resnet.transport import use_ports_of_its_own
 use_ports_of_its_own()
 rclpy.init()
 node = rclpy.create_node('ports')
-print(*sorted({int(line.split('_port')[1]) for line in open('/proc/self/maps') if '_port' in line}))
+ports = sorted({int(line.split('_port')[1]) for line in open('/proc/self/maps') if 'fastrtps_port' in line and 'mutex' not in line})
+print(*ports, os.environ.get('EDGE_RESNET_PORT_BASE', 0), os.environ.get('EDGE_RESNET_PORT_OFFSET3', 0))
 """
 
 
-def ports_of_a_node(**environment: str) -> list[int]:
+def ports_of_a_node(profile: str) -> list[int]:
+    """Its port for the graph and for topics, the base and the offset of the latter."""
     child = subprocess.run([sys.executable, '-c', PORTS_OF_A_NODE], check=True, capture_output=True, text=True, timeout=60,
-                           env={**os.environ, **environment})
-    assert 'rror' not in child.stdout + child.stderr
+                           env={**os.environ, **dict.fromkeys(PROFILE_NAMES, profile)})
     return [int(text) for text in child.stdout.split()]
 
 
-def test_nodes_have_different_ports_each_time():
-    first = 7411 + 250 * int(os.environ['ROS_DOMAIN_ID'])
-    graph, topics = zip(*(ports_of_a_node(**dict.fromkeys(PROFILE_NAMES, OURS)) for _ in range(4)), strict=False)
-    for ports in (graph, topics):
-        assert len(set(ports)) > 1, 'one in a hundred thousand tries has this by chance'
-    assert all(7400 - 400 - GRAPH_PORTS < port < 7400 for port in graph)
-    assert all(first <= port < first + 239 for port in topics)
+def test_a_node_takes_the_first_free_ports_from_its_numbers_on():
+    domain = 250 * int(os.environ['ROS_DOMAIN_ID'])
+    graph, topics, base, offset = ports_of_a_node(OURS)
+    assert 7400 - GRAPH_PORTS < base <= 7400
+    assert base - 400 <= graph < base
+    assert base + domain + offset <= topics < 7411 + domain + 2 * 119
 
 
 def test_a_users_profile_keeps_its_ports(tmp_path):
     (mine := tmp_path / 'fastdds.xml').write_text(Path(OURS).read_text(encoding='utf-8'), encoding='utf-8')
-    _, topics = ports_of_a_node(**dict.fromkeys(PROFILE_NAMES, str(mine)))
-    busy = 2 * 16  # by other nodes of this domain
-    assert (7411 + 250 * int(os.environ['ROS_DOMAIN_ID'])) <= topics < 7411 + 250 * int(os.environ['ROS_DOMAIN_ID']) + busy
+    assert ports_of_a_node(str(mine))[2:] == [0, 0]
 
 
 # Ports of the dead
@@ -114,51 +113,66 @@ def is_free(path: Path) -> bool:
     return True
 
 
-@pytest.fixture
-def dead(tmp_path):
-    ports = DeadPorts(tmp_path, lambda: ports.now_s)
-    ports.now_s = 100.0
-    return ports
+def descriptors() -> int:
+    return len(os.listdir('/proc/self/fd'))
 
 
-def test_a_port_whose_process_is_dead_is_held_until_all_have_forgotten_it(tmp_path, dead):
-    (port := tmp_path / 'fastrtps_port7413_el').touch()
-    dead.hold()
-    assert not is_free(port)
-    dead.now_s += HOLD_S - 1
-    dead.hold()
-    assert not is_free(port)
-    port.unlink()
-    port.touch()  # by Fast DDS, which takes it for abandoned now and then: another file under its name
-    dead.now_s += 2
-    dead.hold()
-    assert not is_free(port), 'of one that died since'
-    port.unlink()
-    dead.now_s += HOLD_S + 1
-    before = len(os.listdir('/proc/self/fd'))
-    dead.hold()
-    assert len(os.listdir('/proc/self/fd')) == before - 1
+def wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
-def test_two_launchers_hold_one_port(tmp_path, dead):
-    (port := tmp_path / 'fastdds_port7413_el').touch()
-    other = DeadPorts(tmp_path)
-    dead.hold()
-    other.hold()
-    dead.now_s += HOLD_S + 1
-    port.rename(tmp_path / 'elsewhere')
-    dead.hold()
-    assert not is_free(tmp_path / 'elsewhere')
+def test_a_port_whose_process_is_dead_is_held_and_then_removed(tmp_path):
+    ports, before = DeadPorts(tmp_path), descriptors()
+    (port := tmp_path / 'fastrtps_port7413').touch()
+    (lock := tmp_path / 'fastrtps_port7413_el').touch()
+    ports.hold(0.3)
+    assert not is_free(lock)
+    ports.hold(0.3)
+    assert descriptors() == before + 1, 'once'
+    wait_for(lambda: not lock.exists())
+    assert not port.exists()
+    wait_for(lambda: descriptors() == before)
 
 
-def test_ports_of_the_living_and_other_files_are_left_alone(tmp_path, dead):
-    (living := tmp_path / 'fastrtps_port7411_el').touch()
+def test_what_another_launcher_holds_is_left_to_it(tmp_path):
+    ports, other = DeadPorts(tmp_path), DeadPorts(tmp_path)
+    (lock := tmp_path / 'fastdds_port7413_el').touch()
+    before = descriptors()
+    ports.hold(0.05)
+    other.hold(0.6)
+    wait_for(lambda: descriptors() == before + 1)
+    assert not is_free(lock)
+    wait_for(lambda: not lock.exists())
+
+
+def test_a_new_lock_under_the_number_of_a_dead_one_is_left_alone(tmp_path):
+    ports = DeadPorts(tmp_path)
+    (lock := tmp_path / 'fastrtps_port7413_el').touch()
+    before = descriptors()
+    ports.hold(0.05)
+    lock.rename(tmp_path / 'old')
+    lock.touch()
+    wait_for(lambda: descriptors() == before)
+    assert lock.exists()
+
+
+def test_ports_of_the_living_those_abandoned_before_and_other_files_are_left_alone(tmp_path):
+    (abandoned := tmp_path / 'fastrtps_port7411_el').touch()
+    ports = DeadPorts(tmp_path)
+    (living := tmp_path / 'fastrtps_port7413_el').touch()
     (segment := tmp_path / 'fastrtps_0123456789abcdef_el').touch()
-    with living.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        dead.hold()
-    assert is_free(living)
-    assert is_free(segment)
     (tmp_path / 'fastrtps_port7415_el').mkdir()
     (tmp_path / 'fastrtps_port7417_el').symlink_to('nowhere')
-    dead.hold()
+    before = descriptors()
+    with living.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        ports.hold()
+    assert descriptors() == before
+    assert all(map(is_free, (abandoned, living, segment)))
+
+
+def test_a_machine_without_such_a_folder(tmp_path):
+    DeadPorts(tmp_path / 'none').hold(0.01)
