@@ -20,8 +20,7 @@ from pathlib import Path
 
 from footprint import cpu_s, pss_mb
 
-from edge_resnet.deployment import plan
-from edge_resnet.transport import transport_environment
+from edge_resnet.deployment import plan, transport_environment
 
 
 class Viewer(threading.Thread):

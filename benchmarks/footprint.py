@@ -17,8 +17,7 @@ import time
 import rclpy
 from lifecycle_msgs.srv import ChangeState
 
-from edge_resnet.deployment import STARTED, plan
-from edge_resnet.transport import transport_environment
+from edge_resnet.deployment import STARTED, plan, transport_environment
 
 DEACTIVATE = 4  # lifecycle_msgs/Transition.TRANSITION_DEACTIVATE
 

@@ -26,11 +26,11 @@ from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from sensor_msgs.msg import Image
 
 from edge_resnet.conversions import Header, Stamp, read_image, read_numbers, stamp_ns, view_of, write_duration, write_image, write_numbers
+from edge_resnet.deployment import transport_environment
 from edge_resnet.nodes.executor import take_message
 from edge_resnet.nodes.frames import BEST_EFFORT_QOS, FRAME_QOS
 from edge_resnet.nodes.shared_images import MappedImages, SharedImages
 from edge_resnet.pipeline.latency import percentile
-from edge_resnet.transport import transport_environment
 
 SIZES = ((4, 16), (224, 224), (480, 640), (720, 1280))
 EACH = 200

@@ -28,9 +28,8 @@ from footprint import cpu_s
 from lifecycle_msgs.srv import ChangeState
 
 from edge_resnet.conversions import stamp_ns
-from edge_resnet.deployment import plan
+from edge_resnet.deployment import plan, transport_environment
 from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED, percentile
-from edge_resnet.transport import transport_environment
 
 ACTIVATE, DEACTIVATE = 3, 4  # lifecycle_msgs/Transition
 MODEL = 'mobilenetv3_small_minimalistic_traffic_lights'  # fast, so that every frame gets through

@@ -36,9 +36,9 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import TimeReference
 
 from edge_resnet.conversions import stamp_ns
+from edge_resnet.deployment import transport_environment
 from edge_resnet.pipeline.latency import ACTUATOR_COMMANDED, INFERENCE_DONE, INFERENCE_STARTED, percentile
 from edge_resnet.tools.calibrate import processor
-from edge_resnet.transport import transport_environment
 
 STAGES = ('camera', 'preprocess', 'inference', 'actuator')
 FLOOR, COMPOSED, SEPARATE, TUTORIAL = 'floor', 'composed', 'separate', 'tutorial'

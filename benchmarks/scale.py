@@ -46,8 +46,8 @@ from pipeline import (
     wait_for_frame,
 )
 
+from edge_resnet.deployment import transport_environment
 from edge_resnet.pipeline.latency import CAPTURED, FRAME_READY, INFERENCE_STARTED, percentile
-from edge_resnet.transport import transport_environment
 
 CABLE, SLOW_CABLE = 'cable', '100mbit'
 SETTLE_S = 1.0  # for the last frames and records to arrive

@@ -29,10 +29,9 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from sensor_msgs.msg import TimeReference
 
 from edge_resnet.conversions import stamp_ns
-from edge_resnet.deployment import plan
+from edge_resnet.deployment import plan, transport_environment
 from edge_resnet.nodes.base import RECORD_QOS
 from edge_resnet.pipeline.latency import SLICES, StageJoiner, percentile
-from edge_resnet.transport import transport_environment
 
 GROWING = ('rss_mb', 'shared_mb', 'files', 'threads')
 FIELDS = (*GROWING, 'cpu_percent')

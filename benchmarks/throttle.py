@@ -19,14 +19,13 @@ from typing import Any
 
 import rclpy
 
-from edge_resnet.deployment import STARTED
+from edge_resnet.deployment import STARTED, use_transport_profile
 from edge_resnet.hardware.thermal import FULL_MHZ
 from edge_resnet.nodes.inference_node import InferenceNode
 from edge_resnet.nodes.pipeline import factory
 from edge_resnet.nodes.runner import run
 from edge_resnet.nodes.thermal_monitor_node import ThermalMonitorNode
 from edge_resnet.pipeline.classifier import Classifier
-from edge_resnet.transport import use_transport_profile
 
 thermal: list[ThermalMonitorNode] = []
 

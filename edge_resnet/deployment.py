@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import time
@@ -215,3 +216,16 @@ class RespawnLimit:
 
     def __str__(self) -> str:
         return self._why
+
+
+def transport_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that give Fast DDS a shared-memory segment large enough for images, or the profile that the user has under one of the names."""
+    names = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')  # Fast DDS 2, with Humble and Jazzy, reads only the second
+    given = [environment[name] for name in names if environment.get(name)]
+    profile = given[0] if given else str(find_shared('config', 'fastdds.xml'))
+    return {name: profile for name in names if not environment.get(name)}
+
+
+def use_transport_profile() -> None:
+    """Set ``transport_environment`` in this process, for the nodes it starts."""
+    os.environ.update(transport_environment(os.environ))

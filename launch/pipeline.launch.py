@@ -10,8 +10,7 @@ from pathlib import Path
 
 from launch_ros.actions import Node
 
-from edge_resnet.deployment import ARGUMENTS, RESPAWN_DELAY_S, Deployment, RespawnLimit, plan
-from edge_resnet.transport import DeadPorts, transport_environment
+from edge_resnet.deployment import ARGUMENTS, RESPAWN_DELAY_S, Deployment, RespawnLimit, plan, transport_environment
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction
 from launch.events import matches_action
@@ -29,11 +28,10 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                 get_logger('edge_resnet').warning(f'unknown argument {name}: ignored; known are {", ".join(known)}')
     pushed = context.launch_configurations.get('ros_namespace', '')
     deployment = plan({argument.name: LaunchConfiguration(argument.name).perform(context) for argument in ARGUMENTS}, pushed)
-    dead_ports = DeadPorts()
     return [
         Node(package='edge_resnet', executable=executable, exec_name=executable, arguments=arguments, namespace=deployment.namespace,
              additional_env=transport_environment(context.environment), prefix=prefix(context), output='both', emulate_tty=True,
-             respawn=deployment.respawn, respawn_delay=RESPAWN_DELAY_S, on_exit=after(executable, deployment, pushed, dead_ports))
+             respawn=deployment.respawn, respawn_delay=RESPAWN_DELAY_S, on_exit=after(executable, deployment, pushed))
         for executable, arguments in deployment.executables.items()
     ]
 
@@ -45,7 +43,7 @@ def prefix(context: LaunchContext) -> str | None:
     return 'setpriv --pdeathsig TERM'
 
 
-def after(executable: str, deployment: Deployment, pushed: str, dead_ports: DeadPorts):
+def after(executable: str, deployment: Deployment, pushed: str):
     """What to do when a process of ``executable`` has ended: drive off what it switched; give it up when it keeps ending."""
     limit, off = RespawnLimit(), deployment.off_arguments(executable)
     namespace = deployment.namespace if deployment.namespace.startswith('/') else f'{pushed}/{deployment.namespace}'.rstrip('/')
@@ -53,7 +51,6 @@ def after(executable: str, deployment: Deployment, pushed: str, dead_ports: Dead
     def on_exit(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
         if context.is_shutdown:
             return []
-        dead_ports.hold()
         actions: list[LaunchDescriptionEntity] = []
         if off is not None:
             actions.append(Node(package='edge_resnet', executable='actuator_off', exec_name='actuator_off', arguments=off,

@@ -16,10 +16,10 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 from edge_resnet.conversions import Header, Stamp, write_image
+from edge_resnet.deployment import transport_environment
 from edge_resnet.nodes.base import RECORD_QOS
 from edge_resnet.nodes.executor import LeanExecutor
 from edge_resnet.nodes.frames import FRAME_QOS
-from edge_resnet.transport import transport_environment
 
 PATIENCE_S = 20.0
 

@@ -19,7 +19,6 @@ from edge_resnet.nodes.base import STUCK_S, TURN_S, ManagedNode
 from edge_resnet.nodes.executor import LeanExecutor
 from edge_resnet.stopping import StopRequest
 from edge_resnet.systemd import SystemdNotifier
-from edge_resnet.transport import use_ports_of_its_own
 
 ENDS_S = 2.0  # for threads at the end
 SWITCH_S = 2e-4  # between threads of composed nodes; with Python's 5 ms a frame waits while its sender does what is not urgent
@@ -52,7 +51,6 @@ def run(factories: Sequence[Callable[[], ManagedNode]], argv: Sequence[str] | No
             stop.set()
 
     try:
-        use_ports_of_its_own()
         rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
         for factory in factories:
             nodes.append(factory())

@@ -33,8 +33,7 @@ def _prepare_child() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     stop = StopRequest().on_signals()  # before what takes time
-    from edge_resnet.deployment import ARGUMENTS, RESPAWN_DELAY_S, RespawnLimit, plan
-    from edge_resnet.transport import DeadPorts, use_transport_profile
+    from edge_resnet.deployment import ARGUMENTS, RESPAWN_DELAY_S, RespawnLimit, plan, use_transport_profile
 
     listing = '\n'.join(f'  {argument.name}:={argument.default or "..."}  {argument.description}' for argument in ARGUMENTS)
     parser = argparse.ArgumentParser(prog='edge_resnet_demo', description=__doc__, epilog=f'arguments:\n{listing}',
@@ -63,12 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {name: [*arguments, *namespace] for name, arguments in {'console_node': ['--ros-args'], **deployment.executables}.items()}
     children = {name: _start(name, arguments) for name, arguments in commands.items()}
     limits = {name: RespawnLimit() for name in commands}
-    dead_ports = DeadPorts()
     due: dict[str, float] = {}  # what is to be started again, and when
     failed = ''
     while not failed and not stop.wait(0.1):
         for name in [name for name, child in children.items() if child.poll() is not None and name not in due]:
-            dead_ports.hold()
             code, off = children[name].returncode, deployment.off_arguments(name)
             if off is not None:
                 subprocess.run([sys.executable, '-m', 'edge_resnet.tools.actuator_off', *off, *namespace], check=False)

@@ -87,32 +87,23 @@ def running(module: str, folder: Path) -> list[int]:
     return found
 
 
-def ports_of(process: int) -> set[str]:
-    """Fast DDS's shared-memory ports whose locks ``process`` holds."""
-    return {Path(os.readlink(link)).name for link in Path(f'/proc/{process}/fd').iterdir() if re.search(r'_port\d+_el$', os.readlink(link))}
-
-
 @pytest.mark.row(10)
 def test_killed_under_a_launcher(row, processes, bench, tiny, tmp_path):
     results = bench.listen(Classification, 'classification', FRAME_QOS)
-    launcher = tiny.launch(processes, 'use_respawn:=true')
+    tiny.launch(processes, 'use_respawn:=true')
     wait_until(lambda: tiny.on, 'the brake on')
     chain = [f'{node}_node' for node in ('camera', 'preprocess', 'inference', 'actuator')]
     others = [f'{node}_node' for node in STARTED if f'{node}_node' not in chain]
     for attempt in range(row.times(20, 1)):
         for name in (*chain, *others) if row.full else (chain[attempt % 4], 'actuator_node'):
             before = wait_until(lambda name=name: running(f'nodes.{name}', tmp_path), name)
-            ports = ports_of(before[0])
             os.kill(before[0], signal.SIGKILL)
             start = time.monotonic()
-            after = wait_until(lambda before=before, name=name: set(running(f'nodes.{name}', tmp_path)) - set(before), f'{name} again')
+            wait_until(lambda before=before, name=name: set(running(f'nodes.{name}', tmp_path)) - set(before), f'{name} again')
             results.clear()
             wait_until(lambda: results, f'results after kill -9 of {name}')
             wait_until(lambda: tiny.on, f'the brake after kill -9 of {name}')
             row.trial(seconds=time.monotonic() - start)
-            assert len(ports) == 2, 'one for its topics, one for the graph'
-            assert ports <= ports_of(launcher.pid), 'else who sends to them may hang for good'
-            assert not ports & ports_of(after.pop()), 'else it may be deaf for good'
     assert 'ended with exit code -9: started again in' in processes.output('launcher')
     assert processes.end('launcher') == 0
 

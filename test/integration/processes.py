@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from edge_resnet.transport import transport_environment
+from edge_resnet.deployment import transport_environment
 
 
 class Processes:

@@ -23,6 +23,7 @@ from edge_resnet.deployment import (
     check_model,
     node_parameters,
     plan,
+    transport_environment,
 )
 from edge_resnet.exceptions import EdgeResnetError, ModelError, ParameterError
 from edge_resnet.hardware.thermal import SimulatedPi4
@@ -240,3 +241,19 @@ def test_a_node_that_is_killed_again_and_again_is_given_up(limit):
     """As by the guard of an actuator that hangs on its pin at every start."""
     assert [limit.allows(-signal.SIGKILL) for _ in range(MAX_KILLS)] == [True] * (MAX_KILLS - 1) + [False]
     assert str(limit) == f'was killed {MAX_KILLS} times within 600 s'
+
+
+# Transport
+
+def test_fast_dds_gets_a_profile_that_images_fit_through():
+    environment = transport_environment({})
+    assert set(environment) == {'FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'}
+    assert all(Path(path).is_file() for path in environment.values())
+
+
+@pytest.mark.parametrize('name', ['FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'])
+def test_a_users_own_profile_is_left_alone_and_read_by_every_fast_dds(name):
+    environment = {name: '/etc/mine.xml'}
+    environment.update(transport_environment(environment))
+    assert environment == dict.fromkeys(('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'), '/etc/mine.xml')
+    assert transport_environment(environment) == {}
