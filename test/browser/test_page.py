@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from conftest import SCREENSHOTS, until
+from page import SCREENSHOTS, until
 
 pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning')
 
