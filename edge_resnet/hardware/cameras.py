@@ -53,7 +53,7 @@ class CameraSource(Protocol):
     """``read`` blocks for the next frame, None at the end of a source that does not loop; SKIPPED for one that is not wanted, where that spares
     work; SourceError when it fails.
 
-    ``live`` sources set the pace themselves, from the others frames are taken at ``framerate``."""
+    ``live`` sources set the pace themselves, from the others frames are read ahead and taken at ``framerate``."""
 
     live: bool
 
@@ -65,7 +65,7 @@ class CameraSource(Protocol):
 class VideoSource:
     """Anything that ``cv2.VideoCapture`` opens. Devices carry the kernel's buffer time, so that the time a frame has
     waited in the driver counts into its age. A device's frame is decoded only if it is ``wanted`` once it
-    is there; a video's is decoded by fetching it, and spared its colours."""
+    is there; a video's is read ahead of its time."""
 
     def __init__(self, config: CameraConfig, wanted: Callable[[], bool] = lambda: True, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._config, self._wanted, self._monotonic = config, wanted, monotonic
@@ -101,7 +101,7 @@ class VideoSource:
             self._capture.release()  # seeking to the start is not exact in every container, opening again is
             self._capture = self._open()
             good = self._capture.grab()
-        if good and not self._wanted():
+        if good and self.live and not self._wanted():
             return SKIPPED
         image = self._capture.retrieve()[1] if good else None
         if image is None:

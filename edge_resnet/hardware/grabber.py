@@ -118,6 +118,9 @@ class FrameGrabber:
                 self._failed(stop, str(error))
                 self._wait(stop, self._period_s)
                 continue
+            if frame is not None and not source.live:  # read ahead, so that loading a picture doesn't make it late
+                self._wait(stop, max(0.0, due - time.monotonic()))
+                due = max(due + self._period_s, time.monotonic())  # no burst after a pause
             stamp_ns = self._clock_ns()
             if stop.is_set():
                 break  # this thread was given up while it hung
@@ -132,9 +135,6 @@ class FrameGrabber:
                 self.captured += 1
             self.error, self._patience_s, self._alive_at = '', self._hang_s, time.monotonic()
             self._on_frame(unused)
-            if not source.live:
-                due = max(due + self._period_s, time.monotonic() - self._period_s)  # no burst after a pause
-                self._wait(stop, max(0.0, due - time.monotonic()))
 
 
 class FakeCamera:

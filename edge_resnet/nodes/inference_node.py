@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -11,12 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from sensor_msgs.msg import Image, Temperature
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo, VisionClass
 
 from edge_resnet.conversions import Results, image_array, read_image
+from edge_resnet.exceptions import EdgeResnetError
 from edge_resnet.nodes.aside import Aside
 from edge_resnet.nodes.base import LATCHED_QOS, OK, WARN, Health, ManagedNode
 from edge_resnet.nodes.frames import UPCOMING_S
@@ -63,6 +66,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         self._enabled = True
         self._output = self.frame_output(Classification, 'classification')
         self._durations: deque[float] = deque(maxlen=9)  # of the latest inferences with all that belongs to them, s
+        self._ahead: tuple[Any, Any] = None, None  # what was read of the next frame, and the frame
         self._takes_s = 0.0  # one of them, 0 while it is unknown
         self._free_s = -math.inf  # since when it could have taken a frame
         self._label_info = self.create_publisher(LabelInfo, 'label_info', LATCHED_QOS)
@@ -97,6 +101,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
             self._input.close()
             self._input = None
             self._aside.close()
+            self._ahead = None, None
 
     def cleanup(self) -> None:
         self._classifier = self._drift = None
@@ -112,6 +117,20 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         """A frame comes in ``UPCOMING_S``, its result ``_takes_s`` later, announced as long ahead; a slow model is still at the one before."""
         if 2 * UPCOMING_S < self._takes_s <= SLOW_S:
             self._aside.call_at(time.monotonic() + self._takes_s, self._output.announce)
+
+    def _on_ending(self) -> None:
+        """A slow model ends in ``UPCOMING_S``: its result is announced, and the frame that it goes straight on with is read."""
+        self._output.announce()
+        if (input_ := self._input) is not None and (data := input_.fetch()) is not None:
+            with contextlib.suppress(EdgeResnetError):  # which is told when it is used
+                self._ahead = data, self._read(data)
+
+    @staticmethod
+    def _read(data: Any) -> tuple[Any, np.ndarray]:
+        """An image and its RGB pixels."""
+        image = read_image(data)
+        pixels, order = image_array(image)
+        return image, pixels if order == 'rgb' else pixels[..., ::-1]
 
     def _on_image(self, data: Any) -> None:
         """A slow model goes straight on with a frame that has come meanwhile, and its result is told while it does."""
@@ -131,7 +150,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         early = began_s - self._free_s < takes_s  # else the camera is slower, and asking can wait for what somebody waits for
         slow = self._takes_s > SLOW_S
         if slow:
-            self._aside.call_at(began_s + self._takes_s - UPCOMING_S, self._output.announce)
+            self._aside.call_at(began_s + self._takes_s - UPCOMING_S, self._on_ending)
         if early:  # now, so that the next frame is there when this one is done
             self._aside.call(ask, here=not slow)
         tell = self._infer(classifier, data)
@@ -162,10 +181,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
 
     def _infer(self, classifier: Classifier, data: Any) -> Callable[[], None]:
         """The result of an image, as what tells it."""
-        p, image = self.parameters, read_image(data)
-        started_ns = self.now_ns()
-        pixels, order = image_array(image)
-        pixels = pixels if order == 'rgb' else pixels[..., ::-1]
+        p, started_ns, (ahead, read) = self.parameters, self.now_ns(), self._ahead
+        image, pixels = read if ahead is data else self._read(data)
         scores = classifier.classify(pixels)
         done_ns = self.now_ns()
         self.counts['busy_ns'] += done_ns - started_ns

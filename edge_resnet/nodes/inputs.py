@@ -70,7 +70,8 @@ class FrameInput:
         self._held: tuple[Any, float] | None = None  # a message that may be used, and when it arrived
         self._in_use: Any = None  # message
         self._source = 0  # whose numbers the latest one was
-        self._slot_lock = threading.Lock()
+        self._slot_lock, self._taking = threading.Lock(), threading.Lock()
+        self._fetched: tuple[Any, int | None, int, int] | None = None  # as _accept takes it
         self._unsettled = self._closed = False
         self._renews_s = math.inf  # when the subscription is to be made anew
         self._slot_filled = node.create_guard_condition(self._on_slot)
@@ -280,7 +281,7 @@ class FrameInput:
                             wait_set.add_subscription(places.handle)
                     wait_set.add_guard_condition(self._wake.handle)
                     asks_in_s = self._asked_s + ASKS_AGAIN_S - time.monotonic() if self.asking else TURN_S
-                    wait_set.wait(round(min(TURN_S, max(0.0, asks_in_s)) * 1e9))
+                    wait_set.wait(round(min(TURN_S, max(0.0, asks_in_s)) * 1e9) if self._fetched is None else 0)
                 if (taken := self._next()) is not None:
                     self._accept(*taken)
                     self._release(taken[0])
@@ -298,8 +299,25 @@ class FrameInput:
         self._node.turned.pop(self, None)
 
     def _next(self) -> tuple[Any, int | None, int, int] | None:
-        """What has come, as _accept takes it."""
+        """The freshest of what has come, as _accept takes it."""
         self._node.turned[self] = time.monotonic()
+        with self._taking:
+            taken, self._fetched = self._received() or self._fetched, None
+        return taken
+
+    def fetch(self) -> Any:
+        """Called by another thread while the callback is at a frame: have the next one ready for ``take``, and return it; None without one."""
+        with self._taking:
+            if self._in_use is not None:
+                self._fetched = self._received() or self._fetched
+            fetched = self._fetched
+        if fetched is None:
+            return None
+        if self._in_use is None and not self._closed:  # the callback has just ended, and what was fetched wakes nobody any more
+            self._wake.trigger()
+        return fetched[0]
+
+    def _received(self) -> tuple[Any, int | None, int, int] | None:
         if self._closed:
             return None
         if self._local:  # what is published for others, too, is not read

@@ -49,8 +49,8 @@ class FrameDemand:
         due = now + max(0.0, in_s)
         if period and math.isfinite(self._used):
             self._takes.append(due - self._used)
-            steady = max(self._takes) - min(self._takes) < period / 3
-            drift = median(self._takes) % period if steady else math.inf
+            middle = sorted(self._takes)[1:-1]  # one may be out of the ordinary
+            drift = median(middle) % period if middle and middle[-1] - middle[0] < period / 3 else math.inf
             self._passes_over_s = max(period * LOCKED, math.sqrt(drift * period))
         self._used = math.nan
         self._streams_until = now + STREAM_S if in_s < 0 else -math.inf

@@ -42,10 +42,14 @@ class Preprocessing:
 def _scaled(image: np.ndarray, width: int, height: int) -> np.ndarray:
     import cv2  # here, so that nodes which only need the numbers above don't load OpenCV
 
-    if image.shape[:2] == (height, width):
+    h, w = image.shape[:2]
+    if (h, w) == (height, width):
         return image
-    shrinking = width < image.shape[1] or height < image.shape[0]  # averaging the area keeps thin things from aliasing
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+    # Averaging keeps thin things from aliasing, and is quick over whole pixels: for what is left, less than half, two neighbours will do.
+    average_w, average_h = w // max(1, w // width), h // max(1, h // height)
+    if (average_h, average_w) != (h, w):
+        image = cv2.resize(image, (average_w, average_h), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def resize(image: np.ndarray, spec: Preprocessing) -> np.ndarray:

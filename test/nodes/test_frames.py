@@ -15,7 +15,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, TimeReference
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo
 
-from edge_resnet.conversions import Header, Stamp, stamp_ns, view_of
+from edge_resnet.conversions import Header, Stamp, read_image, stamp_ns, view_of
+from edge_resnet.exceptions import ResultError
 from edge_resnet.nodes import inference_node, inputs
 from edge_resnet.nodes.base import LATCHED_QOS
 from edge_resnet.nodes.camera_node import CameraNode
@@ -334,6 +335,83 @@ def test_a_model_goes_straight_on_and_its_result_is_told_meanwhile(bench, paper_
     assert [stamp_ns(message.header) for message in results] == [1, 4], 'in their order, and of the newest frame'
     assert begun == [10, 40]
     assert (node._input.received, node._input.superseded, node._input.lost, node.counts['errors']) == (2, 2, 0, 0)
+
+
+@pytest.mark.parametrize('local', [False, True])
+@pytest.mark.parametrize('newer', [False, True])
+def test_the_next_frame_is_read_before_a_slow_model_ends_and_a_newer_one_replaces_it(bench, paper_bundle, monkeypatch, newer, local):
+    monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
+    node = inference(bench, paper_bundle)
+    results, begun, go_on, read = bench.listen(Classification, 'classification'), [], threading.Event(), []
+    publisher = node.frame_output(Image, 'image_preprocessed') if local else bench.publisher(Image, 'image_preprocessed')
+    classify, _read = node._classifier.classify, node._read
+    node._classifier.classify = lambda image: begun.append(image.mean()) or ((len(begun) > 1 or go_on.wait(20.0)) and classify(image))
+    node._read = lambda data: read.append(stamp_ns(read_image(data).header)) or _read(data)
+    if local:
+        wait_for(lambda: node._input._local, 'the handing over')
+
+    def publish(n):
+        publisher.publish(view_of(Header(Stamp.from_ns(n)), np.full((32, 32, 3), 10 * n, np.uint8), 'rgb8') if local
+                          else image_bytes(n, np.full((32, 32, 3), 10 * n, np.uint8)))
+
+    publish(1)
+    wait_for(lambda: begun, 'the first frame')
+    publish(2)
+    wait_for(lambda: node._on_ending() or node._ahead[0] is not None, 'the second frame')
+    assert read == [1, 2], 'while the first is in the model'
+    if newer:
+        publish(3)
+        time.sleep(0.3)  # until it is there
+    go_on.set()
+    wait_for(lambda: len(results) == 2, 'two results')
+    assert read == ([1, 2, 3] if newer else [1, 2]), 'each of them once'
+    assert [stamp_ns(message.header) for message in results] == [1, 3 if newer else 2]
+    assert begun == [10, 30 if newer else 20]
+    assert (node._input.received, node._input.superseded, node._input.lost, node.counts['errors']) == (2, int(newer), 0, 0)
+    node.trigger_deactivate()
+    assert node._ahead == (None, None)
+    node._on_ending()  # when a timer is late
+
+
+def test_a_frame_that_was_read_ahead_is_used_when_the_model_failed_at_the_one_before(bench, paper_bundle, monkeypatch):
+    monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
+    monkeypatch.setattr(inputs, 'ASKS_AGAIN_S', 60.0)
+    monkeypatch.setattr(inputs, 'TURN_S', 60.0)  # nothing else wakes the thread
+    node = inference(bench, paper_bundle)
+    results, begun, go_on = bench.listen(Classification, 'classification'), [], threading.Event()
+    publisher, classify = bench.publisher(Image, 'image_preprocessed'), node._classifier.classify
+
+    def fails(image):
+        begun.append(image)
+        if len(begun) == 1:
+            assert go_on.wait(20.0)
+            raise ResultError('model output has 3 values that are not finite')
+        return classify(image)
+
+    node._classifier.classify = fails
+    publisher.publish(image_bytes(1))
+    wait_for(lambda: begun, 'the first frame')
+    publisher.publish(image_bytes(2))
+    wait_for(lambda: node._on_ending() or node._ahead[0] is not None, 'the second frame')
+    go_on.set()
+    wait_for(lambda: results, 'the second result')
+    assert stamp_ns(results[0].header) == 2
+
+
+def test_a_bad_image_that_was_read_ahead_is_refused_once(bench, paper_bundle, monkeypatch):
+    monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
+    node = inference(bench, paper_bundle)
+    begun, go_on = [], threading.Event()
+    publisher, classify = bench.publisher(Image, 'image_preprocessed'), node._classifier.classify
+    node._classifier.classify = lambda image: begun.append(1) or (go_on.wait(20.0) and classify(image))
+    publisher.publish(image_bytes(1))
+    wait_for(lambda: begun, 'the first frame')
+    publisher.publish(image_bytes(2)[:60])
+    wait_for(lambda: node._on_ending() or node._input._fetched is not None, 'the second frame')
+    assert node._input.refused == 0
+    go_on.set()
+    wait_for(lambda: node._input.refused, 'its refusal')
+    assert (node._input.refused, node.counts['errors']) == (1, 1)
 
 
 def test_services_and_timers_do_not_wait_for_the_model(bench, paper_bundle):

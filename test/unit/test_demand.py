@@ -197,6 +197,12 @@ def test_a_model_in_step_with_the_camera_waits_when_that_is_worth_most(drift):
     assert age < simulate(service, policy='last')[0] - 0.25 * T
 
 
+def test_a_result_that_is_out_of_the_ordinary_does_not_end_being_in_step():
+    turns = iter(range(100_000))
+    _, ages = simulate(lambda dice: (6.05 + 0.5 * (next(turns) % 20 == 0)) * T)
+    assert max(ages[50:]) < T / 4
+
+
 def test_a_jittery_camera_costs_little():
     age, _ = simulate(lambda dice: 6 * T * dice.uniform(0.95, 1.05), jitter=0.2 * T)
     assert age / (6 * T) < 1.56

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -60,6 +61,35 @@ def test_letterbox_of_a_wide_image_pads_above_and_below():
 def test_letterbox_of_a_tall_image_pads_left_and_right():
     tall = columns(10, 200, height=1).transpose(1, 0, 2)
     assert fitted(tall, 'letterbox', 4, 2) == [[114, 10, 114, 114], [114, 200, 114, 114]]
+
+
+def areas(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """What exact averages over the areas of the pixels would be."""
+    def shares(of: int, to: int) -> np.ndarray:
+        begins, step = np.arange(of)[None], of / to
+        low, high = np.arange(to)[:, None] * step, (np.arange(to)[:, None] + 1) * step
+        return np.clip(np.minimum(high, begins + 1) - np.maximum(low, begins), 0, 1) / step
+    return np.einsum('yh,hwc,xw->yxc', shares(image.shape[0], height), image.astype(np.float64), shares(image.shape[1], width), optimize=True)
+
+
+@pytest.mark.parametrize(('w', 'h'), [(320, 240), (640, 480), (800, 600), (1280, 720), (1366, 768), (1920, 1080), (448, 672), (100, 480)])
+def test_any_camera_size_is_within_a_level_of_the_average_over_areas(root, w, h):
+    photo = cv2.resize(cv2.imread(str(root / 'samples' / '06.jpg')), (w, h), interpolation=cv2.INTER_LINEAR)
+    result, exact = resize(photo, Preprocessing()), areas(photo, 224, 224)
+    assert np.abs(result - exact).mean() < 1.0
+    assert abs(result.mean() - exact.mean()) < 0.3
+
+
+@pytest.mark.parametrize(('w', 'h'), [(640, 480), (1280, 720), (1920, 1080)])
+def test_a_line_of_one_pixel_is_seen_wherever_it_is(w, h):
+    light = []
+    for x in range(100, 100 + 40):
+        image = np.zeros((h, w, 3), np.uint8)
+        image[:, x] = 255
+        light.append(float(resize(image, Preprocessing())[112, :, 0].sum()) / (255 * 224 / w))
+    assert min(light) > 0.5
+    assert max(light) < 1.6
+    assert np.mean(light) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize('mode', RESIZE_MODES)
