@@ -55,6 +55,13 @@ def shared_topic(topic: str) -> str:
     return f'{topic}/shared'
 
 
+def changing(node: Any, topic: str) -> int:
+    """How many nodes subscribe to ``topic`` and are told where its images are: for the moment that it takes to change from one to the other."""
+    taking, told = ({(info.node_namespace, info.node_name) for info in node.get_subscriptions_info_by_topic(name)}
+                    for name in (topic, shared_topic(topic)))
+    return len(taking & told)
+
+
 class Gate(MutuallyExclusiveCallbackGroup):
     """A subscription in it is left out of the executor's wait set while it is not ``open``; its queue of one keeps the newest message, and its
     events are heard all the same."""
@@ -136,8 +143,10 @@ class FrameOutput:
 
     def every_frame(self, others: int = 0) -> bool:
         """Whether somebody subscribes who doesn't ask for frames and so wants them all; ``others`` subscribe to another form of them."""
-        sharing = self._shared.get_subscription_count() if self._images is not None else 0
-        return self.publisher.get_subscription_count() + sharing + others > self._node.count_publishers(request_topic(self.topic))
+        subscribing, sharing = self.publisher.get_subscription_count(), self._shared.get_subscription_count() if self._images is not None else 0
+        if subscribing and sharing:
+            sharing -= changing(self._node, self.topic)
+        return subscribing + sharing + others > self._node.count_publishers(request_topic(self.topic))
 
     def close(self) -> None:
         if self in self._local.outputs:

@@ -12,7 +12,7 @@ from bench import image_message, wait_for
 from builtin_interfaces.msg import Duration
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, UInt64MultiArray
 from std_srvs.srv import SetBool
 from test_frames import FakeClassifier
 from vision_msgs.msg import Classification
@@ -106,6 +106,29 @@ def test_an_outside_subscriber_gets_every_frame_and_when_it_leaves_the_others_re
         assert chain.camera._grabber.captured - sent < 40, 'about each frame that was captured'
         chain.bench.probe.destroy_subscription(subscription)
         wait_for(lambda: chain.during(3)[1] <= 5, 'rest', 60.0)
+
+
+def test_who_changes_to_shared_images_is_nobody_who_wants_every_frame(bench):
+    """It subscribes to both until the first shared one has come, which takes as long as the model."""
+    camera = bench.start(CameraNode, source='synthetic', framerate=HZ, image_width=64, image_height=48)
+    other = rclpy.create_node('changing', context=bench.probe.context)
+    try:
+        other.create_publisher(Duration, 'image_raw/request', BEST_EFFORT_QOS)
+        subscription = other.create_subscription(Image, 'image_raw', lambda _: None, FRAME_QOS)
+        told = other.create_subscription(UInt64MultiArray, 'image_raw/shared', lambda _: None, FRAME_QOS)
+        output = camera._image
+        wait_for(lambda: output.publisher.get_subscription_count() == 1 and output._shared.get_subscription_count() == 1
+                 and camera.count_publishers('image_raw/request') == 1, 'the three of them')
+        wait_for(lambda: not output.every_frame(), 'its name')
+        bench.probe.create_subscription(Image, 'image_raw', lambda _: None, FRAME_QOS)
+        wait_for(output.every_frame, 'another subscriber')
+        other.destroy_subscription(told)
+        wait_for(lambda: output._shared.get_subscription_count() == 0, 'the end of one')
+        assert output.every_frame()
+        other.destroy_subscription(subscription)
+        wait_for(lambda: not output.every_frame(), 'the end of the other')  # one asks, one subscribes: for whoever counts they are the same
+    finally:
+        other.destroy_node()
 
 
 def test_a_frame_is_used_on_its_senders_thread_unless_the_node_is_busy(bench, paper_bundle, monkeypatch):
