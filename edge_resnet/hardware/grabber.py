@@ -117,13 +117,14 @@ class FrameGrabber:
             except FrameError as error:
                 self._failed(stop, str(error))
                 self._wait(stop, self._period_s)
+                due += self._period_s
                 continue
             if frame is not None and not source.live:  # read ahead, so that loading a picture doesn't make it late
                 self._wait(stop, max(0.0, due - time.monotonic()))
-                due = max(due + self._period_s, time.monotonic())  # no burst after a pause
+                due = max(due + self._period_s, time.monotonic())  # at most two at once after a pause
             stamp_ns = self._clock_ns()
             if stop.is_set():
-                break  # this thread was given up while it hung
+                break  # stopped, or given up while it hung
             if frame is None:
                 self.finished = True
                 break

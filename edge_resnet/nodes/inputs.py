@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -130,6 +131,7 @@ class FrameInput:
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
         self._subscription = self._subscribe(qos)
+        self._drop_fetched()
         self._sequence = None
         if self._thread is not None:
             self._wake.trigger()  # it waits for the old one
@@ -170,6 +172,7 @@ class FrameInput:
         if local is not self._local:
             with self._slot_lock:
                 self._local, self._slot, self._sequence = local, None, None
+            self._drop_fetched()
             self._set_wants(self._wants)
             if self._thread is not None:
                 self._wake.trigger()  # it waits for what is handed over or for what is published
@@ -305,19 +308,25 @@ class FrameInput:
         self._node.turned[self] = time.monotonic()
         with self._taking:
             taken, self._fetched = self._received() or self._fetched, None
-        return taken
+        return None if self._closed else taken
 
     def fetch(self) -> Any:
         """Called by another thread while the callback is at a frame: have the next one ready for ``take``, and return it; None without one."""
-        with self._taking:
+        with self._taking, contextlib.suppress(_rclpy.InvalidHandle):  # it is being closed
             if self._in_use is not None:
                 self._fetched = self._received() or self._fetched
-            fetched = self._fetched
-        if fetched is None:
+        if (fetched := self._fetched) is None:
             return None
-        if self._in_use is None and not self._closed:  # the callback has just ended, and what was fetched wakes nobody any more
-            self._wake.trigger()
+        self._release(fetched[0])  # though another may replace it
+        with self._slot_lock:
+            if self._in_use is None and not self._closed:  # the callback has just ended, and what was fetched wakes nobody any more
+                self._wake.trigger()
         return fetched[0]
+
+    def _drop_fetched(self) -> None:
+        """Its number is another's than those to come."""
+        with self._taking:
+            self._fetched = None
 
     def _received(self) -> tuple[Any, int | None, int, int] | None:
         if self._closed:
@@ -371,6 +380,7 @@ class FrameInput:
             self._node.destroy_subscription(subscription)
         elif not places.sharing and subscription is None:
             self._subscription = self._subscribe(self.qos)
+            self._drop_fetched()
         elif not changed:
             return
         self._done_at_ns = time.time_ns()

@@ -10,6 +10,7 @@ from edge_resnet.exceptions import ParameterError
 
 RESIZE_MODES = ('stretch', 'center_crop', 'letterbox')
 COLOR_ORDERS = ('rgb', 'bgr')
+FEW = 1.5  # pixels that two neighbours can stand for
 LETTERBOX_GREY = 114  # the padding value of the YOLO family, near the mean of natural images
 
 
@@ -45,10 +46,14 @@ def _scaled(image: np.ndarray, width: int, height: int) -> np.ndarray:
     h, w = image.shape[:2]
     if (h, w) == (height, width):
         return image
-    # Averaging keeps thin things from aliasing, and is quick over whole pixels: for what is left, less than half, two neighbours will do.
-    average_w, average_h = w // max(1, w // width), h // max(1, h // height)
-    if (average_h, average_w) != (h, w):
-        image = cv2.resize(image, (average_w, average_h), interpolation=cv2.INTER_AREA)
+    # Averaging areas keeps thin things from aliasing, and is quick over whole pixels: as many as fit, less than half a pixel of the result cut off
+    # at each edge. Two neighbours will do for what is left, unless that is much.
+    x, y = max(1, w // width), max(1, h // height)
+    if max(w // x / width, h // y / height) > FEW:
+        image = cv2.resize(image, (min(width, w), min(height, h)), interpolation=cv2.INTER_AREA)
+    elif x > 1 or y > 1:
+        top, left = h % y // 2, w % x // 2
+        image = cv2.resize(image[top:top + h // y * y, left:left + w // x * x], (w // x, h // y), interpolation=cv2.INTER_AREA)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 

@@ -414,6 +414,21 @@ def test_a_bad_image_that_was_read_ahead_is_refused_once(bench, paper_bundle, mo
     assert (node._input.refused, node.counts['errors']) == (1, 1)
 
 
+def test_what_was_fetched_is_dropped_when_the_numbers_start_anew(bench, paper_bundle, monkeypatch):
+    monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
+    node = inference(bench, paper_bundle)
+    begun, go_on = [], threading.Event()
+    publisher, classify = bench.publisher(Image, 'image_preprocessed'), node._classifier.classify
+    node._classifier.classify = lambda image: begun.append(1) or (go_on.wait(20.0) and classify(image))
+    publisher.publish(image_bytes(1))
+    wait_for(lambda: begun, 'the first frame')
+    publisher.publish(image_bytes(2))
+    wait_for(lambda: node._input.fetch() is not None, 'the second frame')
+    node._input._renew(node._input.qos)
+    assert node._input.fetch() is None
+    go_on.set()
+
+
 def test_services_and_timers_do_not_wait_for_the_model(bench, paper_bundle):
     node, newest = inference(bench, paper_bundle), bench.diagnostics('inference')
     held, begun, classify = threading.Event(), [], node._classifier.classify

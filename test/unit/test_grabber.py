@@ -186,30 +186,39 @@ def test_files_are_played_at_the_frame_rate(clock):
     assert grabber.pauses == [0.0, 0.033, 0.067]  # the clock stands still, so the due times add up
 
 
+class Paced(FrameGrabber):
+    """Lets the clock go on instead of waiting."""
+
+    def _wait(self, stop: threading.Event, seconds: float) -> None:
+        module.time.now_s += seconds
+
+
+def played_ms(source: Script, clock: SimpleNamespace) -> list[int]:
+    """When the frames of a file were captured, from its start on."""
+    stamps: list[int] = []
+    begun_s, source.live = clock.now_s, False
+    grabber = Paced(lambda: source, 30.0, lambda: stamps.append(round((clock.now_s - begun_s) * 1000)) or 0)
+    grabber.start()
+    until(lambda: grabber.finished)
+    return stamps
+
+
 @pytest.mark.parametrize(('loads_s', 'stamps_ms'), [(0.02, [0, 33, 67, 100]), (0.05, [0, 50, 67, 100]), (0.15, [0, 150, 150, 183])])
 def test_a_file_that_takes_long_to_load_makes_none_late_but_itself_and_only_beyond_a_period(clock, loads_s, stamps_ms):
     class Slow(Script):
-        live, loaded = False, 0
+        loaded = 0
 
         def read(self):
             clock.now_s += loads_s if self.loaded == 1 else 0.0
             self.loaded += 1
             return super().read()
 
-    stamps: list[int] = []
-    begun_s = clock.now_s
+    assert played_ms(Slow(frame(1), frame(2), frame(3), frame(4), None), clock)[:4] == stamps_ms
 
-    def pause(self, stop: threading.Event, seconds: float) -> None:
-        clock.now_s += seconds
 
-    class Paced(FrameGrabber):
-        _wait = pause
-
-    grabber = Paced(lambda: Slow(frame(1), frame(2), frame(3), frame(4), None), 30.0,
-                    lambda: stamps.append(round((clock.now_s - begun_s) * 1000)) or 0)
-    grabber.start()
-    until(lambda: grabber.finished)
-    assert stamps[:4] == stamps_ms
+def test_a_picture_that_cannot_be_read_takes_its_time_and_no_other_one(clock):
+    bad = FrameError('camera bad.png: not a readable image')
+    assert played_ms(Script(frame(1), bad, bad, frame(2), frame(3), None), clock)[:3] == [0, 100, 133]
 
 
 # With the shipped fake and real threads

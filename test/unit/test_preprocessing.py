@@ -80,16 +80,21 @@ def test_any_camera_size_is_within_a_level_of_the_average_over_areas(root, w, h)
     assert abs(result.mean() - exact.mean()) < 0.3
 
 
-@pytest.mark.parametrize(('w', 'h'), [(640, 480), (1280, 720), (1920, 1080)])
-def test_a_line_of_one_pixel_is_seen_wherever_it_is(w, h):
-    light = []
-    for x in range(100, 100 + 40):
-        image = np.zeros((h, w, 3), np.uint8)
-        image[:, x] = 255
-        light.append(float(resize(image, Preprocessing())[112, :, 0].sum()) / (255 * 224 / w))
-    assert min(light) > 0.5
-    assert max(light) < 1.6
-    assert np.mean(light) == pytest.approx(1.0, abs=0.1)
+@pytest.mark.parametrize('side', [224, 256])
+@pytest.mark.parametrize(('w', 'h'), [(320, 240), (335, 251), (424, 240), (447, 335), (640, 400), (640, 480), (800, 600), (1280, 720), (1640, 1232)])
+def test_a_line_of_one_pixel_is_seen_wherever_it_is(w, h, side):
+    for turned in (False, True):
+        length, light = (h if turned else w), []
+        if length < side:
+            continue
+        for at in range(length // 3, length // 3 + 40):
+            image = np.zeros((h, w, 3), np.uint8)
+            image.swapaxes(0, 1)[at if not turned else slice(None), at if turned else slice(None)] = 255
+            result = resize(image, Preprocessing(side, side))[..., 0]
+            light.append(float((result[:, side // 2] if turned else result[side // 2]).sum()) / (255 * side / length))
+        assert min(light) > 0.4
+        assert max(light) < 1.6
+        assert np.mean(light) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize('mode', RESIZE_MODES)
