@@ -55,11 +55,14 @@ def shared_topic(topic: str) -> str:
     return f'{topic}/shared'
 
 
-def changing(node: Any, topic: str) -> int:
-    """How many nodes subscribe to ``topic`` and are told where its images are: for the moment that it takes to change from one to the other."""
+def consumers(node: Any, topic: str, subscribing: int, sharing: int) -> int:
+    """Of ``topic``, to which so many subscribe while so many are told where its images are; who changes from one to the other does both
+    until the first shared image has come."""
+    if not (subscribing and sharing):
+        return subscribing + sharing
     taking, told = ({(info.node_namespace, info.node_name) for info in node.get_subscriptions_info_by_topic(name)}
                     for name in (topic, shared_topic(topic)))
-    return len(taking & told)
+    return subscribing + sharing - len(taking & told)
 
 
 class Gate(MutuallyExclusiveCallbackGroup):
@@ -143,10 +146,9 @@ class FrameOutput:
 
     def every_frame(self, others: int = 0) -> bool:
         """Whether somebody subscribes who doesn't ask for frames and so wants them all; ``others`` subscribe to another form of them."""
-        subscribing, sharing = self.publisher.get_subscription_count(), self._shared.get_subscription_count() if self._images is not None else 0
-        if subscribing and sharing:
-            sharing -= changing(self._node, self.topic)
-        return subscribing + sharing + others > self._node.count_publishers(request_topic(self.topic))
+        sharing = self._shared.get_subscription_count() if self._images is not None else 0
+        takers = consumers(self._node, self.topic, self.publisher.get_subscription_count(), sharing)
+        return takers + others > self._node.count_publishers(request_topic(self.topic))
 
     def close(self) -> None:
         if self in self._local.outputs:

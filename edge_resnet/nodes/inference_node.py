@@ -66,7 +66,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         self._enabled = True
         self._output = self.frame_output(Classification, 'classification')
         self._durations: deque[float] = deque(maxlen=9)  # of the latest inferences with all that belongs to them, s
-        self._ahead: tuple[Any, Any] = None, None  # what was read of the next frame, and the frame
+        self._ahead: tuple[Any, Any] = None, None  # the next frame, and what was read of it
         self._takes_s = 0.0  # one of them, 0 while it is unknown
         self._free_s = -math.inf  # since when it could have taken a frame
         self._label_info = self.create_publisher(LabelInfo, 'label_info', LATCHED_QOS)
@@ -181,7 +181,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
 
     def _infer(self, classifier: Classifier, data: Any) -> Callable[[], None]:
         """The result of an image, as what tells it."""
-        p, started_ns, (ahead, read) = self.parameters, self.now_ns(), self._ahead
+        p, started_ns = self.parameters, self.now_ns()
+        ahead, read = self._ahead
         image, pixels = read if ahead is data else self._read(data)
         scores = classifier.classify(pixels)
         done_ns = self.now_ns()

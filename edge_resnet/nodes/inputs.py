@@ -18,7 +18,17 @@ from sensor_msgs.msg import Image
 from edge_resnet.conversions import MAX_IMAGE_BYTES, write_duration
 from edge_resnet.nodes.base import ERROR, STUCK_S, TURN_S, WARN, Health, ManagedNode, told
 from edge_resnet.nodes.executor import EMPTY_TURNS, LeanExecutor, take_message
-from edge_resnet.nodes.frames import BEST_EFFORT_QOS, FRAME_QOS, Gate, changing, local_topic, overridable, request_topic, shared_topic, upcoming_topic
+from edge_resnet.nodes.frames import (
+    BEST_EFFORT_QOS,
+    FRAME_QOS,
+    Gate,
+    consumers,
+    local_topic,
+    overridable,
+    request_topic,
+    shared_topic,
+    upcoming_topic,
+)
 from edge_resnet.nodes.places import Places
 from edge_resnet.nodes.polled import SubscriptionEventCallbacks, numbers, with_info
 from edge_resnet.nodes.shared_images import InPlace
@@ -184,10 +194,8 @@ class FrameInput:
             self._node.destroy_publisher(self._requests)
             self._requests = None
         if self._demand is not None:
-            subscribing, sharing = (self._node.count_subscribers(topic) for topic in (self._name, shared_topic(self._name)))
-            if subscribing and sharing:
-                sharing -= changing(self._node, self._name)
-            everybody_asks = subscribing + sharing <= self._node.count_publishers(self._request_topic)
+            counts = (self._node.count_subscribers(topic) for topic in (self._name, shared_topic(self._name)))
+            everybody_asks = consumers(self._node, self._name, *counts) <= self._node.count_publishers(self._request_topic)
             self._demand.served = self._requests is not None and self._requests.get_subscription_count() > 0 and everybody_asks
 
     def _set_wants(self, wants: bool) -> None:

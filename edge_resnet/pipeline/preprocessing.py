@@ -10,7 +10,7 @@ from edge_resnet.exceptions import ParameterError
 
 RESIZE_MODES = ('stretch', 'center_crop', 'letterbox')
 COLOR_ORDERS = ('rgb', 'bgr')
-FEW = 1.5  # pixels that two neighbours can stand for
+MAX_LINEAR = 1.5  # times smaller: a line of one pixel then keeps 0.4 of its light or more
 LETTERBOX_GREY = 114  # the padding value of the YOLO family, near the mean of natural images
 
 
@@ -46,14 +46,14 @@ def _scaled(image: np.ndarray, width: int, height: int) -> np.ndarray:
     h, w = image.shape[:2]
     if (h, w) == (height, width):
         return image
-    # Averaging areas keeps thin things from aliasing, and is quick over whole pixels: as many as fit, less than half a pixel of the result cut off
+    # Averaging areas keeps thin things from aliasing, and is quick over whole pixels: as many as fit, at most half a pixel of the result cut off
     # at each edge. Two neighbours will do for what is left, unless that is much.
-    x, y = max(1, w // width), max(1, h // height)
-    if max(w // x / width, h // y / height) > FEW:
+    columns, rows = max(1, w // width), max(1, h // height)
+    if max(w // columns / width, h // rows / height) > MAX_LINEAR:
         image = cv2.resize(image, (min(width, w), min(height, h)), interpolation=cv2.INTER_AREA)
-    elif x > 1 or y > 1:
-        top, left = h % y // 2, w % x // 2
-        image = cv2.resize(image[top:top + h // y * y, left:left + w // x * x], (w // x, h // y), interpolation=cv2.INTER_AREA)
+    elif columns > 1 or rows > 1:
+        across, down, left, top = w // columns, h // rows, w % columns // 2, h % rows // 2
+        image = cv2.resize(image[top:top + down * rows, left:left + across * columns], (across, down), interpolation=cv2.INTER_AREA)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 

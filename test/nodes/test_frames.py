@@ -337,15 +337,35 @@ def test_a_model_goes_straight_on_and_its_result_is_told_meanwhile(bench, paper_
     assert (node._input.received, node._input.superseded, node._input.lost, node.counts['errors']) == (2, 2, 0, 0)
 
 
+def hold_first(node):
+    """The node's model keeps its first frame until the second of these says so; the first gets the mean of each frame that it is given."""
+    begun, go_on, classify = [], threading.Event(), node._classifier.classify
+
+    def held(image):
+        begun.append(image.mean())
+        assert len(begun) > 1 or go_on.wait(20.0)
+        return classify(image)
+
+    node._classifier.classify = held
+    return begun, go_on
+
+
+def read_second_ahead(node, publisher, begun, length=None):
+    """Publish two frames, of the second ``length`` bytes; it has been read when this ends, and the first is in the model."""
+    publisher.publish(image_bytes(1))
+    wait_for(lambda: begun, 'the first frame')
+    publisher.publish(image_bytes(2)[:length])
+    wait_for(lambda: node._on_ending() or node._input._fetched is not None, 'the second frame')
+
+
 @pytest.mark.parametrize('local', [False, True])
 @pytest.mark.parametrize('newer', [False, True])
 def test_the_next_frame_is_read_before_a_slow_model_ends_and_a_newer_one_replaces_it(bench, paper_bundle, monkeypatch, newer, local):
     monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
     node = inference(bench, paper_bundle)
-    results, begun, go_on, read = bench.listen(Classification, 'classification'), [], threading.Event(), []
+    results, read, _read = bench.listen(Classification, 'classification'), [], node._read
     publisher = node.frame_output(Image, 'image_preprocessed') if local else bench.publisher(Image, 'image_preprocessed')
-    classify, _read = node._classifier.classify, node._read
-    node._classifier.classify = lambda image: begun.append(image.mean()) or ((len(begun) > 1 or go_on.wait(20.0)) and classify(image))
+    begun, go_on = hold_first(node)
     node._read = lambda data: read.append(stamp_ns(read_image(data).header)) or _read(data)
     if local:
         wait_for(lambda: node._input._local, 'the handing over')
@@ -378,21 +398,15 @@ def test_a_frame_that_was_read_ahead_is_used_when_the_model_failed_at_the_one_be
     monkeypatch.setattr(inputs, 'ASKS_AGAIN_S', 60.0)
     monkeypatch.setattr(inputs, 'TURN_S', 60.0)  # nothing else wakes the thread
     node = inference(bench, paper_bundle)
-    results, begun, go_on = bench.listen(Classification, 'classification'), [], threading.Event()
-    publisher, classify = bench.publisher(Image, 'image_preprocessed'), node._classifier.classify
+    results, classify = bench.listen(Classification, 'classification'), node._classifier.classify
 
     def fails(image):
-        begun.append(image)
-        if len(begun) == 1:
-            assert go_on.wait(20.0)
-            raise ResultError('model output has 3 values that are not finite')
-        return classify(image)
+        raise ResultError('model output has 3 values that are not finite')
 
     node._classifier.classify = fails
-    publisher.publish(image_bytes(1))
-    wait_for(lambda: begun, 'the first frame')
-    publisher.publish(image_bytes(2))
-    wait_for(lambda: node._on_ending() or node._ahead[0] is not None, 'the second frame')
+    begun, go_on = hold_first(node)
+    read_second_ahead(node, bench.publisher(Image, 'image_preprocessed'), begun)
+    node._classifier.classify = classify
     go_on.set()
     wait_for(lambda: results, 'the second result')
     assert stamp_ns(results[0].header) == 2
@@ -401,13 +415,8 @@ def test_a_frame_that_was_read_ahead_is_used_when_the_model_failed_at_the_one_be
 def test_a_bad_image_that_was_read_ahead_is_refused_once(bench, paper_bundle, monkeypatch):
     monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
     node = inference(bench, paper_bundle)
-    begun, go_on = [], threading.Event()
-    publisher, classify = bench.publisher(Image, 'image_preprocessed'), node._classifier.classify
-    node._classifier.classify = lambda image: begun.append(1) or (go_on.wait(20.0) and classify(image))
-    publisher.publish(image_bytes(1))
-    wait_for(lambda: begun, 'the first frame')
-    publisher.publish(image_bytes(2)[:60])
-    wait_for(lambda: node._on_ending() or node._input._fetched is not None, 'the second frame')
+    begun, go_on = hold_first(node)
+    read_second_ahead(node, bench.publisher(Image, 'image_preprocessed'), begun, length=60)
     assert node._input.refused == 0
     go_on.set()
     wait_for(lambda: node._input.refused, 'its refusal')
@@ -417,13 +426,8 @@ def test_a_bad_image_that_was_read_ahead_is_refused_once(bench, paper_bundle, mo
 def test_what_was_fetched_is_dropped_when_the_numbers_start_anew(bench, paper_bundle, monkeypatch):
     monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
     node = inference(bench, paper_bundle)
-    begun, go_on = [], threading.Event()
-    publisher, classify = bench.publisher(Image, 'image_preprocessed'), node._classifier.classify
-    node._classifier.classify = lambda image: begun.append(1) or (go_on.wait(20.0) and classify(image))
-    publisher.publish(image_bytes(1))
-    wait_for(lambda: begun, 'the first frame')
-    publisher.publish(image_bytes(2))
-    wait_for(lambda: node._input.fetch() is not None, 'the second frame')
+    begun, go_on = hold_first(node)
+    read_second_ahead(node, bench.publisher(Image, 'image_preprocessed'), begun)
     node._input._renew(node._input.qos)
     assert node._input.fetch() is None
     go_on.set()
