@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, ShutdownException
+from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import TimeReference
@@ -204,7 +205,8 @@ class ManagedNode(LifecycleNode, Generic[P]):
             except (ShutdownException, ExternalShutdownException):
                 raise
             except Exception as error:
-                self.fault(*told(error, where))
+                if self.active or not isinstance(error, _rclpy.InvalidHandle):  # else another thread has just destroyed it
+                    self.fault(*told(error, where))
 
         return call
 

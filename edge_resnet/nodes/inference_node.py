@@ -37,6 +37,8 @@ from edge_resnet.pipeline.postprocessing import top_k
 
 SLOW_S = 0.03  # a model that takes less gains nothing by it: telling its results beside it makes it slower
 
+LOOKS_S = 2.5e-4  # how often it is looked for the next frame when a slow model is about to end
+
 
 @dataclass(frozen=True)
 class InferenceParameters(ModelParameters):
@@ -68,6 +70,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         self._durations: deque[float] = deque(maxlen=9)  # of the latest inferences with all that belongs to them, s
         self._ahead: tuple[Any, Any] = None, None  # the next frame, and what was read of it
         self._takes_s = 0.0  # one of them, 0 while it is unknown
+        self._began_s = 0.0  # the latest of them
         self._free_s = -math.inf  # since when it could have taken a frame
         self._label_info = self.create_publisher(LabelInfo, 'label_info', LATCHED_QOS)
         self.create_service(SetBool, 'inference/enable', self._enable)
@@ -119,18 +122,31 @@ class InferenceNode(ManagedNode[InferenceParameters]):
             self._aside.call_at(time.monotonic() + self._takes_s, self._output.announce)
 
     def _on_ending(self) -> None:
-        """A slow model ends in ``UPCOMING_S``: its result is announced, and the frame that it goes straight on with is read."""
+        """A slow model ends in ``UPCOMING_S``: its result is announced, and the frame that it goes straight on with is read, once it comes."""
         self._output.announce()
-        if (input_ := self._input) is not None and (data := input_.fetch()) is not None:
+        self._fetch(self._began_s)
+
+    def _fetch(self, began_s: float) -> None:
+        if (input_ := self._input) is None or self._began_s != began_s:
+            return  # the model has ended
+        if (data := input_.fetch()) is not None:
+            self._read_ahead(data)
+        elif (now_s := time.monotonic()) < began_s + self._takes_s + UPCOMING_S:
+            self._aside.call_at(now_s + LOOKS_S, partial(self._fetch, began_s))
+
+    def _read_ahead(self, data: Any) -> None:
+        """Have the frame ready for the model."""
+        if (classifier := self._classifier) is not None and self._ahead[0] is not data:
             with contextlib.suppress(EdgeResnetError):  # which is told when it is used
-                self._ahead = data, self._read(data)
+                self._ahead = data, self._read(classifier, data)
 
     @staticmethod
-    def _read(data: Any) -> tuple[Any, np.ndarray]:
-        """An image and its RGB pixels."""
+    def _read(classifier: Classifier, data: Any) -> tuple[Any, np.ndarray, np.ndarray]:
+        """An image, its RGB pixels and the model's input."""
         image = read_image(data)
         pixels, order = image_array(image)
-        return image, pixels if order == 'rgb' else pixels[..., ::-1]
+        pixels = pixels if order == 'rgb' else pixels[..., ::-1]
+        return image, pixels, classifier.network_input(pixels)
 
     def _on_image(self, data: Any) -> None:
         """A slow model goes straight on with a frame that has come meanwhile, and its result is told while it does."""
@@ -144,19 +160,21 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         classifier = self._classifier
         if classifier is None or not self._may_infer():
             return None
-        began_s = time.monotonic()
+        began_s = self._began_s = time.monotonic()
         takes_s = self._takes_s / (self._governor.share if self._governor is not None else 1.0)
         ask = partial(self._ask, began_s + takes_s)
         early = began_s - self._free_s < takes_s  # else the camera is slower, and asking can wait for what somebody waits for
         slow = self._takes_s > SLOW_S
         if slow:
+            self._read_ahead(data)  # before anything is done beside it: both would hold each other up, and the model with them
             self._aside.call_at(began_s + self._takes_s - UPCOMING_S, self._on_ending)
         if early:  # now, so that the next frame is there when this one is done
             self._aside.call(ask, here=not slow)
         tell = self._infer(classifier, data)
         if input_ is not self._input:  # deactivated meanwhile
             return None
-        data = input_.take() if slow else None
+        if (data := input_.take() if slow else None) is not None:
+            self._read_ahead(data)
         self._aside.call(tell, here=data is None)
         if not early:
             self._aside.call(ask, here=data is None)
@@ -183,8 +201,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         """The result of an image, as what tells it."""
         p, started_ns = self.parameters, self.now_ns()
         ahead, read = self._ahead
-        image, pixels = read if ahead is data else self._read(data)
-        scores = classifier.classify(pixels)
+        image, pixels, tensor = read if ahead is data else self._read(classifier, data)
+        scores = classifier.classify(tensor)
         done_ns = self.now_ns()
         self.counts['busy_ns'] += done_ns - started_ns
         if self._governor is not None:

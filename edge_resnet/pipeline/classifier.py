@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import cv2
 import numpy as np
 
 from edge_resnet.exceptions import ImageError, ModelError
@@ -43,9 +44,7 @@ class Classifier:
         self._output_dtype, self._output_quantization = np.dtype(result['dtype']), Quantization(*result['quantization'])
         if self._output_dtype != np.float32 and self._output_quantization.scale <= 0:
             raise ModelError(f'{bundle.name}: output is {self._output_dtype} but its scale is {self._output_quantization.scale}, expected above 0')
-        table = input_table(spec, Quantization(*source['quantization']), self.input_dtype)
-        self._table = table[:, 0].copy() if (table == table[:, :1]).all() else table
-        self._tensor = np.empty((1, spec.height, spec.width, 3), self.input_dtype)
+        self._table = input_table(spec, Quantization(*source['quantization']), self.input_dtype)[None]
         self._lock = threading.Lock()
 
     def _only(self, side: str, details: list[dict]) -> dict:
@@ -60,27 +59,24 @@ class Classifier:
         for _ in range(runs):
             self.classify(np.full((spec.height, spec.width, 3), 128, np.uint8))
 
-    def network_input(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """(1, H, W, 3) of the model's input dtype for ``image``, (H, W, 3) uint8 RGB of the network's size; in ``out`` if it is given."""
-        out = np.empty((1, *image.shape), self.input_dtype) if out is None else out
+    def network_input(self, image: np.ndarray) -> np.ndarray:
+        """(1, H, W, 3) of the model's input dtype for ``image``, (H, W, 3) uint8 RGB of the network's size; ImageError for another."""
         spec = self.bundle.preprocessing
         if image.shape != (spec.height, spec.width, 3) or image.dtype != np.uint8:
             raise ImageError(f'image is {image.dtype} {list(image.shape)}, the model takes uint8 {[spec.height, spec.width, 3]}')
         ordered = image[..., ::-1] if spec.color_order == 'bgr' else image
-        if self._table.ndim == 1:
-            np.take(self._table, ordered, out=out[0], mode='clip')  # no byte is out of range; with the default mode NumPy copies first
-        else:
-            for c in range(3):
-                out[0, ..., c] = self._table[ordered[..., c], c]
-        return out
+        return cv2.LUT(np.ascontiguousarray(ordered), self._table)[None]
 
     def classify(self, image: np.ndarray) -> np.ndarray:
-        """(len(labels),) float32 scores, 0 to 1, of ``image``, (H, W, 3) uint8 RGB of the network's size.
+        """(len(labels),) float32 scores, 0 to 1, of ``image``, (H, W, 3) uint8 RGB of the network's size, or of what ``network_input`` made of it.
 
         ImageError for another size; ResultError when the model's output is not finite.
         """
+        spec = self.bundle.preprocessing
+        made = image.shape == (1, spec.height, spec.width, 3) and image.dtype == self.input_dtype
+        tensor = image if made else self.network_input(image)
         with self._lock:
-            self._interpreter.set_tensor(self._source, self.network_input(image, self._tensor))
+            self._interpreter.set_tensor(self._source, tensor)
             self._interpreter.invoke()
             raw = self._interpreter.get_tensor(self._result).reshape(-1)
         real = raw if self._output_dtype == np.float32 else dequantize(raw, self._output_quantization)

@@ -1,5 +1,6 @@
 """What happens to frames between the nodes: stamps, freshness, drops, quality of service, bad messages."""
 
+import math
 import re
 import threading
 import time
@@ -37,6 +38,9 @@ class FakeClassifier:
 
     def warm_up(self):
         pass
+
+    def network_input(self, image):
+        return image
 
     def classify(self, image):
         time.sleep(self.delay_s)
@@ -366,7 +370,7 @@ def test_the_next_frame_is_read_before_a_slow_model_ends_and_a_newer_one_replace
     results, read, _read = bench.listen(Classification, 'classification'), [], node._read
     publisher = node.frame_output(Image, 'image_preprocessed') if local else bench.publisher(Image, 'image_preprocessed')
     begun, go_on = hold_first(node)
-    node._read = lambda data: read.append(stamp_ns(read_image(data).header)) or _read(data)
+    node._read = lambda classifier, data: read.append(stamp_ns(read_image(data).header)) or _read(classifier, data)
     if local:
         wait_for(lambda: node._input._local, 'the handing over')
 
@@ -391,6 +395,50 @@ def test_the_next_frame_is_read_before_a_slow_model_ends_and_a_newer_one_replace
     node.trigger_deactivate()
     assert node._ahead == (None, None)
     node._on_ending()  # when a timer is late
+
+
+def test_a_frame_that_comes_just_before_a_slow_model_ends_is_read_before_it_does(bench, paper_bundle, monkeypatch):
+    monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
+    node = inference(bench, paper_bundle)
+    publisher, (begun, go_on) = bench.publisher(Image, 'image_preprocessed'), hold_first(node)
+    publisher.publish(image_bytes(1))
+    wait_for(lambda: begun, 'the first frame')
+    node._takes_s = 60.0
+    node._on_ending()
+    assert node._ahead[0] is None or stamp_ns(read_image(node._ahead[0]).header) == 1
+    publisher.publish(image_bytes(2))
+    wait_for(lambda: node._ahead[0] is not None and stamp_ns(read_image(node._ahead[0]).header) == 2, 'the second frame')
+    go_on.set()
+    wait_for(lambda: len(begun) == 2, 'the second frame in the model')
+
+
+def test_it_is_no_longer_looked_for_the_next_frame_when_the_model_is_at_it(bench, paper_bundle):
+    node, fetched = inference(bench, paper_bundle), []
+    node._input.fetch = lambda: fetched.append(1)
+    node._began_s, node._takes_s = time.monotonic(), 0.2
+    node._fetch(node._began_s)
+    wait_for(lambda: len(fetched) > 2, 'looking again')
+    node._began_s += 1e-3  # as the next one does
+    time.sleep(0.01)
+    looks = len(fetched)
+    time.sleep(0.05)
+    assert len(fetched) == looks
+
+
+def test_a_slow_model_s_frames_are_read_before_anything_is_done_beside_it(bench, paper_bundle, monkeypatch):
+    monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
+    node, done = inference(bench, paper_bundle), []
+    node._free_s = math.inf  # as if it had just ended: the next frame is asked for at once
+    publisher, (begun, go_on), _read, call = bench.publisher(Image, 'image_preprocessed'), hold_first(node), node._read, node._aside.call
+    node._read = lambda classifier, data: done.append(stamp_ns(read_image(data).header)) or _read(classifier, data)
+    node._aside.call = lambda what, **options: done.append('beside') or call(what, **options)
+    publisher.publish(image_bytes(1))
+    wait_for(lambda: begun, 'the first frame')
+    publisher.publish(image_bytes(2))
+    time.sleep(0.3)  # until it is there
+    go_on.set()
+    wait_for(lambda: len(begun) == 2, 'the second frame in the model')
+    assert done[:4] == [1, 'beside', 2, 'beside'], 'each is read before the next is asked for, and before the one before is told'
 
 
 def test_a_frame_that_was_read_ahead_is_used_when_the_model_failed_at_the_one_before(bench, paper_bundle, monkeypatch):
