@@ -19,7 +19,6 @@ from std_srvs.srv import SetBool
 from vision_msgs.msg import Classification, LabelInfo, VisionClass
 
 from edge_resnet.conversions import Results, image_array, read_image
-from edge_resnet.exceptions import EdgeResnetError
 from edge_resnet.nodes.aside import Aside
 from edge_resnet.nodes.base import LATCHED_QOS, OK, WARN, Health, ManagedNode
 from edge_resnet.nodes.frames import UPCOMING_S
@@ -70,7 +69,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         self._durations: deque[float] = deque(maxlen=9)  # of the latest inferences with all that belongs to them, s
         self._ahead: tuple[Any, Any] = None, None  # the next frame, and what was read of it
         self._takes_s = 0.0  # one of them, 0 while it is unknown
-        self._began_s = 0.0  # the latest of them
+        self._began_s = 0.0  # the one that the model is at; 0 for none
+        self._reading = threading.Lock()
         self._free_s = -math.inf  # since when it could have taken a frame
         self._label_info = self.create_publisher(LabelInfo, 'label_info', LATCHED_QOS)
         self.create_service(SetBool, 'inference/enable', self._enable)
@@ -121,24 +121,26 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         if 2 * UPCOMING_S < self._takes_s <= SLOW_S:
             self._aside.call_at(time.monotonic() + self._takes_s, self._output.announce)
 
-    def _on_ending(self) -> None:
-        """A slow model ends in ``UPCOMING_S``: its result is announced, and the frame that it goes straight on with is read, once it comes."""
+    def _on_ending(self, began_s: float, until_s: float) -> None:
+        """The slow model that began then ends in ``UPCOMING_S``: its result is announced, and the frame that it goes straight on with is read, when
+        it comes by ``until_s``."""
         self._output.announce()
-        self._fetch(self._began_s)
+        self._fetch(began_s, until_s)
 
-    def _fetch(self, began_s: float) -> None:
+    def _fetch(self, began_s: float, until_s: float) -> None:
         if (input_ := self._input) is None or self._began_s != began_s:
             return  # the model has ended
         if (data := input_.fetch()) is not None:
             self._read_ahead(data)
-        elif (now_s := time.monotonic()) < began_s + self._takes_s + UPCOMING_S:
-            self._aside.call_at(now_s + LOOKS_S, partial(self._fetch, began_s))
+        elif (now_s := time.monotonic()) < until_s and self._began_s == began_s:  # else another call is timed
+            self._aside.call_at(now_s + LOOKS_S, partial(self._fetch, began_s, until_s))
 
     def _read_ahead(self, data: Any) -> None:
         """Have the frame ready for the model."""
-        if (classifier := self._classifier) is not None and self._ahead[0] is not data:
-            with contextlib.suppress(EdgeResnetError):  # which is told when it is used
-                self._ahead = data, self._read(classifier, data)
+        with self._reading:  # the other thread may be at it
+            if (classifier := self._classifier) is not None and self._ahead[0] is not data:
+                with contextlib.suppress(Exception):  # it is told when the frame is used
+                    self._ahead = data, self._read(classifier, data)
 
     @staticmethod
     def _read(classifier: Classifier, data: Any) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -167,10 +169,12 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         slow = self._takes_s > SLOW_S
         if slow:
             self._read_ahead(data)  # before anything is done beside it: both would hold each other up, and the model with them
-            self._aside.call_at(began_s + self._takes_s - UPCOMING_S, self._on_ending)
+            until_s = began_s + self._takes_s + UPCOMING_S if early else 0.0
+            self._aside.call_at(began_s + self._takes_s - UPCOMING_S, partial(self._on_ending, began_s, until_s))
         if early:  # now, so that the next frame is there when this one is done
             self._aside.call(ask, here=not slow)
         tell = self._infer(classifier, data)
+        self._began_s = 0.0
         if input_ is not self._input:  # deactivated meanwhile
             return None
         if (data := input_.take() if slow else None) is not None:

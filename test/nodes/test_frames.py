@@ -359,7 +359,7 @@ def read_second_ahead(node, publisher, begun, length=None):
     publisher.publish(image_bytes(1))
     wait_for(lambda: begun, 'the first frame')
     publisher.publish(image_bytes(2)[:length])
-    wait_for(lambda: node._on_ending() or node._input._fetched is not None, 'the second frame')
+    wait_for(lambda: node._on_ending(node._began_s, 0.0) or node._input._fetched is not None, 'the second frame')
 
 
 @pytest.mark.parametrize('local', [False, True])
@@ -381,7 +381,7 @@ def test_the_next_frame_is_read_before_a_slow_model_ends_and_a_newer_one_replace
     publish(1)
     wait_for(lambda: begun, 'the first frame')
     publish(2)
-    wait_for(lambda: node._on_ending() or node._ahead[0] is not None, 'the second frame')
+    wait_for(lambda: node._on_ending(node._began_s, 0.0) or node._ahead[0] is not None, 'the second frame')
     assert read == [1, 2], 'while the first is in the model'
     if newer:
         publish(3)
@@ -394,7 +394,7 @@ def test_the_next_frame_is_read_before_a_slow_model_ends_and_a_newer_one_replace
     assert (node._input.received, node._input.superseded, node._input.lost, node.counts['errors']) == (2, int(newer), 0, 0)
     node.trigger_deactivate()
     assert node._ahead == (None, None)
-    node._on_ending()  # when a timer is late
+    node._on_ending(node._began_s, 0.0)  # when a timer is late
 
 
 def test_a_frame_that_comes_just_before_a_slow_model_ends_is_read_before_it_does(bench, paper_bundle, monkeypatch):
@@ -403,8 +403,7 @@ def test_a_frame_that_comes_just_before_a_slow_model_ends_is_read_before_it_does
     publisher, (begun, go_on) = bench.publisher(Image, 'image_preprocessed'), hold_first(node)
     publisher.publish(image_bytes(1))
     wait_for(lambda: begun, 'the first frame')
-    node._takes_s = 60.0
-    node._on_ending()
+    node._on_ending(node._began_s, time.monotonic() + 60.0)
     assert node._ahead[0] is None or stamp_ns(read_image(node._ahead[0]).header) == 1
     publisher.publish(image_bytes(2))
     wait_for(lambda: node._ahead[0] is not None and stamp_ns(read_image(node._ahead[0]).header) == 2, 'the second frame')
@@ -415,14 +414,50 @@ def test_a_frame_that_comes_just_before_a_slow_model_ends_is_read_before_it_does
 def test_it_is_no_longer_looked_for_the_next_frame_when_the_model_is_at_it(bench, paper_bundle):
     node, fetched = inference(bench, paper_bundle), []
     node._input.fetch = lambda: fetched.append(1)
-    node._began_s, node._takes_s = time.monotonic(), 0.2
-    node._fetch(node._began_s)
-    wait_for(lambda: len(fetched) > 2, 'looking again')
-    node._began_s += 1e-3  # as the next one does
+    node._began_s = 1.0
+    node._on_ending(1.0, 0.0)
+    assert len(fetched) == 1, 'once, when none was asked for'
+    node._fetch(1.0, time.monotonic() + 60.0)
+    wait_for(lambda: len(fetched) > 3, 'looking again')
+    node._began_s = 2.0
     time.sleep(0.01)
     looks = len(fetched)
+    node._on_ending(1.0, time.monotonic() + 60.0)  # when a timer is late
     time.sleep(0.05)
     assert len(fetched) == looks
+
+
+def test_a_frame_that_one_thread_reads_ahead_is_not_read_by_the_other_too(bench, paper_bundle):
+    node, read = inference(bench, paper_bundle), []
+    node._read = lambda classifier, data: read.append(data) or time.sleep(0.1)
+    data = image_bytes(1)
+    threads = [threading.Thread(target=node._read_ahead, args=(data,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read == [data]
+
+
+def test_a_result_is_told_whatever_is_wrong_with_the_next_frame(bench, paper_bundle, monkeypatch):
+    monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
+    node = inference(bench, paper_bundle)
+    results, publisher, (begun, go_on), _read = bench.listen(Classification, 'classification'), bench.publisher(Image, 'image_preprocessed'), \
+        hold_first(node), node._read
+
+    def read(classifier, data):
+        if stamp_ns(read_image(data).header) == 2:
+            raise MemoryError
+        return _read(classifier, data)
+
+    node._read = read
+    publisher.publish(image_bytes(1))
+    wait_for(lambda: begun, 'the first frame')
+    publisher.publish(image_bytes(2))
+    time.sleep(0.3)  # until it is there
+    go_on.set()
+    wait_for(lambda: results and node.counts['errors'], 'the first result, and the second frame refused')
+    assert (node._input.refused, node.counts['errors']) == (1, 1)
 
 
 def test_a_slow_model_s_frames_are_read_before_anything_is_done_beside_it(bench, paper_bundle, monkeypatch):
