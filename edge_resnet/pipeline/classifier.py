@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 
-import cv2
 import numpy as np
 
 from edge_resnet.exceptions import ImageError, ModelError
@@ -44,7 +43,8 @@ class Classifier:
         self._output_dtype, self._output_quantization = np.dtype(result['dtype']), Quantization(*result['quantization'])
         if self._output_dtype != np.float32 and self._output_quantization.scale <= 0:
             raise ModelError(f'{bundle.name}: output is {self._output_dtype} but its scale is {self._output_quantization.scale}, expected above 0')
-        self._table = input_table(spec, Quantization(*source['quantization']), self.input_dtype)[None]
+        table = input_table(spec, Quantization(*source['quantization']), self.input_dtype)
+        self._table = table[:, 0].copy() if (table == table[:, :1]).all() else table
         self._lock = threading.Lock()
 
     def _only(self, side: str, details: list[dict]) -> dict:
@@ -65,7 +65,9 @@ class Classifier:
         if image.shape != (spec.height, spec.width, 3) or image.dtype != np.uint8:
             raise ImageError(f'image is {image.dtype} {list(image.shape)}, the model takes uint8 {[spec.height, spec.width, 3]}')
         ordered = image[..., ::-1] if spec.color_order == 'bgr' else image
-        return cv2.LUT(np.ascontiguousarray(ordered), self._table)[None]
+        if self._table.ndim == 1:
+            return np.take(self._table, ordered, mode='clip')[None]  # no byte is out of range
+        return np.stack([self._table[ordered[..., c], c] for c in range(3)], axis=-1)[None]
 
     def classify(self, image: np.ndarray) -> np.ndarray:
         """(len(labels),) float32 scores, 0 to 1, of ``image``, (H, W, 3) uint8 RGB of the network's size, or of what ``network_input`` made of it.
