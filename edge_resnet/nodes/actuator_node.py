@@ -19,7 +19,7 @@ from edge_resnet.conversions import Results, read_results, stamp_ns
 from edge_resnet.exceptions import BackendError
 from edge_resnet.hardware.actuators import BACKENDS, MAX_GPIO_PIN, HeldOff, default_state_file
 from edge_resnet.hardware.guard import GuardedActuator
-from edge_resnet.nodes.base import ERROR, LATCHED_QOS, OK, WARN, Health, ManagedNode, told
+from edge_resnet.nodes.base import ERROR, LATCHED_QOS, OK, WARN, Health, ManagedNode
 from edge_resnet.nodes.inputs import FrameInput
 from edge_resnet.nodes.parameters import param
 from edge_resnet.nodes.runner import run
@@ -184,7 +184,7 @@ class ActuatorNode(ManagedNode[ActuatorParameters]):
             self._held_off.write(state)
         except BackendError as error:
             self._unkept = str(error)
-            self.fault(*told(error, ''))
+            self.raised(error, '')
 
     def _command(self, decision: Decision) -> None:
         """Bring ``decision`` out. The pin is written every time, the log and the topic only tell of changes."""

@@ -205,8 +205,7 @@ class ManagedNode(LifecycleNode, Generic[P]):
             except (ShutdownException, ExternalShutdownException):
                 raise
             except Exception as error:
-                if self.active or not isinstance(error, _rclpy.InvalidHandle):  # else another thread has just destroyed it
-                    self.fault(*told(error, where))
+                self.raised(error, where)
 
         return call
 
@@ -219,6 +218,12 @@ class ManagedNode(LifecycleNode, Generic[P]):
         finally:
             self.turn.release()
         return True
+
+    def raised(self, error: Exception, where: str) -> None:
+        """Count and log what was raised, as on topic ``where``. That another thread has destroyed what was used is no fault of a node that is being
+        deactivated."""
+        if self.active or not isinstance(error, _rclpy.InvalidHandle):
+            self.fault(*told(error, where))
 
     def fault(self, kind: str, text: str) -> None:
         """Count a fault of one frame, and log it unless one of its kind was logged just now."""

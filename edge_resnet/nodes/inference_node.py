@@ -35,7 +35,6 @@ from edge_resnet.pipeline.latency import INFERENCE_DONE, INFERENCE_STARTED
 from edge_resnet.pipeline.postprocessing import top_k
 
 SLOW_S = 0.03  # a model that takes less gains nothing by it: telling its results beside it makes it slower
-
 LOOKS_S = 2.5e-4  # how often it is looked for the next frame when a slow model is about to end
 
 
@@ -69,8 +68,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         self._durations: deque[float] = deque(maxlen=9)  # of the latest inferences with all that belongs to them, s
         self._ahead: tuple[Any, Any] = None, None  # the next frame, and what was read of it
         self._takes_s = 0.0  # one of them, 0 while it is unknown
-        self._began_s = 0.0  # the one that the model is at; 0 for none
-        self._reading = threading.Lock()
+        self._began_s = 0.0  # when the model began with what it is at; 0 when it is at nothing
+        self._reading = threading.Lock()  # of frames ahead, which two threads do
         self._free_s = -math.inf  # since when it could have taken a frame
         self._label_info = self.create_publisher(LabelInfo, 'label_info', LATCHED_QOS)
         self.create_service(SetBool, 'inference/enable', self._enable)
@@ -137,7 +136,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
 
     def _read_ahead(self, data: Any) -> None:
         """Have the frame ready for the model."""
-        with self._reading:  # the other thread may be at it
+        with self._reading:
             if (classifier := self._classifier) is not None and self._ahead[0] is not data:
                 with contextlib.suppress(Exception):  # it is told when the frame is used
                     self._ahead = data, self._read(classifier, data)

@@ -307,7 +307,7 @@ class FrameInput:
             except _rclpy.InvalidHandle:  # the subscription is made anew
                 time.sleep(RENEWAL_S)
             except Exception as error:  # a thread that dies is a silent fault
-                self._node.fault(*told(error, self._topic))
+                self._node.raised(error, self._topic)
                 time.sleep(FAILED_S)
         self._node.turned.pop(self, None)
 
@@ -457,7 +457,7 @@ class FrameInput:
             if self.intact():
                 self.refused += 1
                 self._refusal = told(error, '')[1]
-                self._node.fault(*told(error, self._topic))
+                self._node.raised(error, self._topic)
         self._in_use = None
         self._done_at_ns, self._asked_s = time.time_ns(), max(self._asked_s, time.monotonic())
 

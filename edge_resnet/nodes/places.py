@@ -12,7 +12,7 @@ from std_msgs.msg import UInt64MultiArray
 
 from edge_resnet.conversions import read_numbers
 from edge_resnet.exceptions import EdgeResnetError
-from edge_resnet.nodes.base import LATCHED_QOS, ManagedNode, told
+from edge_resnet.nodes.base import LATCHED_QOS, ManagedNode
 from edge_resnet.nodes.executor import take_message
 from edge_resnet.nodes.frames import FRAME_QOS, Gate, memory_topic, shared_topic
 from edge_resnet.nodes.polled import Polled, SubscriptionEventCallbacks, numbers, with_info
@@ -115,7 +115,7 @@ class Places:
                 taken = bytes(image.bytes) if self.copies else image
                 image = taken if image.intact() else None
         except EdgeResnetError as error:
-            self._node.fault(*told(error, self._told))
+            self._node.raised(error, self._told)
         if image is None or (subscription := self.subscription) is None:
             self.unserved += 1
             self._unsettled()

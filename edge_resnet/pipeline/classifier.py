@@ -66,7 +66,7 @@ class Classifier:
             raise ImageError(f'image is {image.dtype} {list(image.shape)}, the model takes uint8 {[spec.height, spec.width, 3]}')
         ordered = image[..., ::-1] if spec.color_order == 'bgr' else image
         if self._table.ndim == 1:
-            return np.take(self._table, ordered, mode='clip')[None]  # no byte is out of range
+            return np.take(self._table, ordered)[None]
         return np.stack([self._table[ordered[..., c], c] for c in range(3)], axis=-1)[None]
 
     def classify(self, image: np.ndarray) -> np.ndarray:

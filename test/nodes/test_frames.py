@@ -411,7 +411,7 @@ def test_a_frame_that_comes_just_before_a_slow_model_ends_is_read_before_it_does
     wait_for(lambda: len(begun) == 2, 'the second frame in the model')
 
 
-def test_it_is_no_longer_looked_for_the_next_frame_when_the_model_is_at_it(bench, paper_bundle):
+def test_looking_for_the_next_frame_ends_with_the_inference_that_it_was_for(bench, paper_bundle):
     node, fetched = inference(bench, paper_bundle), []
     node._input.fetch = lambda: fetched.append(1)
     node._began_s = 1.0

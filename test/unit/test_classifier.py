@@ -73,6 +73,13 @@ def test_uint8_is_int8_moved_by_128(runtime, patches):
         np.testing.assert_array_equal(unsigned.classify(image), signed.classify(image))
 
 
+@pytest.mark.parametrize('dtype', ['int8', 'uint8', 'float32'])
+def test_a_made_input_is_taken_as_the_image_that_it_was_made_of(dtype, patches):
+    model = classifier(dtype)
+    for image in patches:
+        np.testing.assert_array_equal(model.classify(model.network_input(image)), model.classify(image))
+
+
 @pytest.mark.parametrize('order', ['rgb', 'bgr'])
 @pytest.mark.parametrize('mean', [(127.5,) * 3, (123.675, 116.28, 103.53)], ids=['one table', 'a table a channel'])
 def test_the_network_gets_what_normalize_says(patches, order, mean):
@@ -162,7 +169,8 @@ def test_a_model_that_is_refused_is_named():
         Classifier(bundle_of(b'TFL3' * 50), trial=False)
 
 
-@pytest.mark.parametrize(('shape', 'dtype'), [((32, 33, 3), 'uint8'), ((32, 32), 'uint8'), ((32, 32, 3), 'float32'), ((0, 0, 3), 'uint8')])
+@pytest.mark.parametrize(('shape', 'dtype'), [((32, 33, 3), 'uint8'), ((32, 32), 'uint8'), ((32, 32, 3), 'float32'), ((0, 0, 3), 'uint8'),
+                                               ((1, 32, 32, 3), 'uint8')])
 def test_another_image_than_the_network_takes(shape, dtype):
     with pytest.raises(ImageError, match=r'image is .*, the model takes uint8 \[32, 32, 3\]'):
         classifier().classify(np.zeros(shape, dtype))
