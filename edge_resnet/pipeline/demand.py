@@ -49,8 +49,9 @@ class FrameDemand:
         due = now + max(0.0, in_s)
         if period and math.isfinite(self._used):
             self._takes.append(due - self._used)
-            middle = sorted(self._takes)[1:-1]  # one may be out of the ordinary
-            drift = median(middle) % period if middle and middle[-1] - middle[0] < period / 3 else math.inf
+            usual = median(self._takes)  # less than half of them may be out of the ordinary
+            in_step = len(self._takes) > 2 and median(abs(takes - usual) for takes in self._takes) < period / 8
+            drift = usual % period if in_step else math.inf
             self._passes_over_s = max(period * LOCKED, math.sqrt(drift * period))
         self._used = math.nan
         self._streams_until = now + STREAM_S if in_s < 0 else -math.inf

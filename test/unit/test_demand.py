@@ -203,6 +203,12 @@ def test_a_result_that_is_out_of_the_ordinary_does_not_end_being_in_step():
     assert max(ages[50:]) < T / 4
 
 
+def test_being_in_step_is_known_after_as_many_ordinary_results_as_out_of_the_ordinary_ones_and_one():
+    turns = iter([7.6, 6.3, 6.95, *[6.01] * 100_000])
+    _, ages = simulate(lambda dice: next(turns) * T)
+    assert max(ages[8:]) < T / 5
+
+
 def test_a_jittery_camera_costs_little():
     age, _ = simulate(lambda dice: 6 * T * dice.uniform(0.95, 1.05), jitter=0.2 * T)
     assert age / (6 * T) < 1.56
