@@ -120,6 +120,13 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         if 2 * UPCOMING_S < self._takes_s <= SLOW_S:
             self._aside.call_at(time.monotonic() + self._takes_s, self._output.announce)
 
+    def _accompany(self, began_s: float, ask: Callable[[], None] | None) -> None:
+        """Beside a slow model that began then: ask for the next frame now, so that it is there when this one is done, and see to its end."""
+        if ask is not None:
+            ask()
+        ends_s = began_s + self._takes_s
+        self._aside.call_at(ends_s - UPCOMING_S, partial(self._on_ending, began_s, ends_s + UPCOMING_S if ask is not None else 0.0))
+
     def _on_ending(self, began_s: float, until_s: float) -> None:
         """The slow model that began then ends in ``UPCOMING_S``: its result is announced, and the frame that it goes straight on with is read, when
         it comes by ``until_s``."""
@@ -163,16 +170,15 @@ class InferenceNode(ManagedNode[InferenceParameters]):
             return None
         began_s = self._began_s = time.monotonic()
         takes_s = self._takes_s / (self._governor.share if self._governor is not None else 1.0)
-        ask = partial(self._ask, began_s + takes_s)
         early = began_s - self._free_s < takes_s  # else the camera is slower, and asking can wait for what somebody waits for
         slow = self._takes_s > SLOW_S
+        ask = partial(self._ask, began_s + takes_s)
         if slow:
             self._read_ahead(data)  # before anything is done beside it: both would hold each other up, and the model with them
-            until_s = began_s + self._takes_s + UPCOMING_S if early else 0.0
-            self._aside.call_at(began_s + self._takes_s - UPCOMING_S, partial(self._on_ending, began_s, until_s))
-        if early:  # now, so that the next frame is there when this one is done
-            self._aside.call(ask, here=not slow)
-        tell = self._infer(classifier, data)
+            self._aside.call(partial(self._accompany, began_s, ask if early else None))
+        elif early:
+            self._aside.call(ask, here=True)  # now, so that the next frame is there when this one is done
+        tell = self._infer(classifier, data, began_s)
         self._began_s = 0.0
         if input_ is not self._input:  # deactivated meanwhile
             return None
@@ -182,8 +188,6 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         if not early:
             self._aside.call(ask, here=data is None)
         self._free_s = time.monotonic()
-        self._durations.append(self._free_s - began_s)
-        self._takes_s = sorted(self._durations)[len(self._durations) // 4]  # rather a frame that waits a little than a model that does
         return data
 
     def _may_infer(self) -> bool:
@@ -200,27 +204,31 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         if self._input is not None:
             self._input.ask(free_s - time.monotonic())
 
-    def _infer(self, classifier: Classifier, data: Any) -> Callable[[], None]:
-        """The result of an image, as what tells it."""
-        p, started_ns = self.parameters, self.now_ns()
+    def _infer(self, classifier: Classifier, data: Any, began_s: float) -> Callable[[], None]:
+        """The result of an image, as what tells it; all that can be done then is."""
+        started_s = time.monotonic()
         ahead, read = self._ahead
         image, pixels, tensor = read if ahead is data else self._read(classifier, data)
         scores = classifier.classify(tensor)
-        done_ns = self.now_ns()
-        self.counts['busy_ns'] += done_ns - started_ns
+        done_s = time.monotonic()
         if self._governor is not None:
             for temperature, _ in self._temperatures.take():
                 self._governor.see(temperature.temperature)
-            self._governor.worked((done_ns - started_ns) / 1e9)
+            self._governor.worked(done_s - started_s)
 
         def tell() -> None:
+            p = self.parameters
             self._output.publish(Results(image.header, top_k(scores, classifier.bundle.labels, p.max_results, p.score_threshold)))
+            now_ns, now_s = self.now_ns(), time.monotonic()
+            started_ns, done_ns = (max(0, now_ns - round(1e9 * (now_s - then_s))) for then_s in (started_s, done_s))
             self.counts['published'] += 1
+            self.counts['busy_ns'] += done_ns - started_ns
             self.stage(INFERENCE_STARTED, image.header, started_ns)
             self.stage(INFERENCE_DONE, image.header, done_ns)
-            now_s = time.monotonic()
             if self._drift is not None and self._drift.due(now_s):  # after all that somebody waits for
                 self._drift.see(pixels, now_s)
+            self._durations.append((done_s if self._takes_s > SLOW_S else time.monotonic()) - began_s)
+            self._takes_s = sorted(self._durations)[len(self._durations) // 4]  # rather a frame that waits a little than a model that does
 
         return tell
 

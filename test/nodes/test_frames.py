@@ -476,6 +476,24 @@ def test_a_slow_model_s_frames_are_read_before_anything_is_done_beside_it(bench,
     assert done[:4] == [1, 'beside', 2, 'beside'], 'each is read before the next is asked for, and before the one before is told'
 
 
+def test_a_result_that_is_told_late_has_the_times_of_its_inference(bench, paper_bundle):
+    node, ended, hang = inference(bench, paper_bundle), [], threading.Event()
+    stages, publisher, classify = bench.listen(TimeReference, 'stage_times'), bench.publisher(Image, 'image_preprocessed'), node._classifier.classify
+    wait_for(node._stage_times.get_subscription_count, 'a listener')
+    node._classifier.classify = lambda image: (classify(image), ended.append(time.time_ns()))[0]
+    node._aside.call(hang.wait)
+    publisher.publish(image_bytes(1))
+    wait_for(lambda: ended, 'an inference')
+    time.sleep(2.0)
+    assert not node.counts['published']
+    hang.set()
+    wait_for(lambda: len(stages) == 2, 'its stages')
+    started_ns, done_ns = (finished_ns(record) for record in stages)
+    assert [record.source for record in stages] == ['inference_started', 'inference_done']
+    assert started_ns <= done_ns < ended[0] + 1_000_000_000
+    assert node.counts['busy_ns'] == done_ns - started_ns
+
+
 def test_a_frame_that_was_read_ahead_is_used_when_the_model_failed_at_the_one_before(bench, paper_bundle, monkeypatch):
     monkeypatch.setattr(inference_node, 'SLOW_S', -1.0)
     monkeypatch.setattr(inputs, 'ASKS_AGAIN_S', 60.0)
