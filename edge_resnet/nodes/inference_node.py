@@ -171,8 +171,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
         began_s = self._began_s = time.monotonic()
         takes_s = self._takes_s / (self._governor.share if self._governor is not None else 1.0)
         early = began_s - self._free_s < takes_s  # else the camera is slower, and asking can wait for what somebody waits for
-        slow = self._takes_s > SLOW_S
         ask = partial(self._ask, began_s + takes_s)
+        slow = self._takes_s > SLOW_S
         if slow:
             self._read_ahead(data)  # before anything is done beside it: both would hold each other up, and the model with them
             self._aside.call(partial(self._accompany, began_s, ask if early else None))
@@ -205,7 +205,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
             self._input.ask(free_s - time.monotonic())
 
     def _infer(self, classifier: Classifier, data: Any, began_s: float) -> Callable[[], None]:
-        """The result of an image, as what tells it; all that can be done then is."""
+        """The result of an image, as what tells it, which does all that a slow model's next image need not wait for."""
         started_s = time.monotonic()
         ahead, read = self._ahead
         image, pixels, tensor = read if ahead is data else self._read(classifier, data)
@@ -220,6 +220,7 @@ class InferenceNode(ManagedNode[InferenceParameters]):
             p = self.parameters
             self._output.publish(Results(image.header, top_k(scores, classifier.bundle.labels, p.max_results, p.score_threshold)))
             now_ns, now_s = self.now_ns(), time.monotonic()
+            # not below 0, which it is with use_sim_time and no /clock
             started_ns, done_ns = (max(0, now_ns - round(1e9 * (now_s - then_s))) for then_s in (started_s, done_s))
             self.counts['published'] += 1
             self.counts['busy_ns'] += done_ns - started_ns
@@ -227,7 +228,8 @@ class InferenceNode(ManagedNode[InferenceParameters]):
             self.stage(INFERENCE_DONE, image.header, done_ns)
             if self._drift is not None and self._drift.due(now_s):  # after all that somebody waits for
                 self._drift.see(pixels, now_s)
-            self._durations.append((done_s if self._takes_s > SLOW_S else time.monotonic()) - began_s)
+            free_s = done_s if self._takes_s > SLOW_S else time.monotonic()  # a slow model does not wait for this
+            self._durations.append(free_s - began_s)
             self._takes_s = sorted(self._durations)[len(self._durations) // 4]  # rather a frame that waits a little than a model that does
 
         return tell
